@@ -1,0 +1,25 @@
+rule distill_set:
+    input:
+        prepared="data/prepared/{dataset}.safetensors",
+    output:
+        set=f"{RESULTS}/distilled/{{dataset}}/ipc{{ipc}}/{{stage1}}.safetensors",
+    params:
+        method=lambda wildcards: STUDY.distill[wildcards.stage1].method,
+        settings=distill_settings,
+        code=code("distill_set"),
+    threads: 1
+    log:
+        f"{LOGS}/distill/{{dataset}}-ipc{{ipc}}-{{stage1}}.log",
+    benchmark:
+        f"{BENCHMARKS}/distill/{{dataset}}-ipc{{ipc}}-{{stage1}}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    message:
+        "stage 1: {wildcards.stage1} on {wildcards.dataset}, IPC {wildcards.ipc}"
+    script:
+        "../src/steps/distill_set.py"
+
+
+rule distill:
+    input:
+        set_paths(recovered=False),

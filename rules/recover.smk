@@ -1,0 +1,50 @@
+rule recover_set:
+    input:
+        set=stage1_set,
+        prior=prior_files,
+    output:
+        set=f"{RESULTS}/recovered/{{dataset}}/ipc{{ipc}}/{{stage1}}/{{stage2}}.safetensors",
+    params:
+        method=lambda wildcards: STUDY.recover[wildcards.stage2].method,
+        settings=recover_settings,
+        prior=prior_source,
+        code=code("recover_set"),
+    threads: 1
+    log:
+        f"{LOGS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}.log",
+    benchmark:
+        f"{BENCHMARKS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    message:
+        "stage 2: {wildcards.stage2} on {wildcards.stage1}, {wildcards.dataset}, IPC {wildcards.ipc}"
+    script:
+        "../src/steps/recover_set.py"
+
+
+rule trace_phases:
+    input:
+        set=stage1_set,
+        prior=prior_files,
+    output:
+        trace=f"{RESULTS}/traces/{{dataset}}/ipc{{ipc}}/{{stage1}}/{{stage2}}.npz",
+    params:
+        settings=recover_settings,
+        prior=prior_source,
+        code=code("trace_phases"),
+    threads: 1
+    log:
+        f"{LOGS}/recover/trace-{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}.log",
+    benchmark:
+        f"{BENCHMARKS}/recover/trace-{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    message:
+        "stage 2: trajectory of {wildcards.stage2} on {wildcards.stage1}, IPC {wildcards.ipc}"
+    script:
+        "../src/steps/trace_phases.py"
+
+
+rule recover:
+    input:
+        set_paths(recovered=True),

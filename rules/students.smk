@@ -1,0 +1,55 @@
+rule train_students:
+    input:
+        set=source_set,
+        prepared="data/prepared/{dataset}.safetensors",
+    output:
+        results=f"{RESULTS}/students/{{dataset}}/ipc{{ipc}}/{{stage1}}/{{set}}/{{scale}}/{{architecture}}.csv",
+    params:
+        study=STUDY.name,
+        protocol=STUDY.students.protocol.model_dump(mode="json"),
+        architecture=lambda wildcards: STUDY.students.architectures[wildcards.architecture].model_dump(mode="json"),
+        seeds=STUDY.students.seeds,
+        prior=lambda wildcards: "" if wildcards.set == NONE else prior_source(wildcards),
+        code=code("train_students"),
+    wildcard_constraints:
+        set="|".join([NONE, *STUDY.recover]),
+    threads: 1
+    log:
+        f"{LOGS}/students/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{set}}-{{scale}}-{{architecture}}.log",
+    benchmark:
+        f"{BENCHMARKS}/students/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{set}}-{{scale}}-{{architecture}}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    message:
+        "students: {wildcards.architecture} on {wildcards.stage1} + {wildcards.set} ({wildcards.scale}), IPC {wildcards.ipc}"
+    script:
+        "../src/steps/train_students.py"
+
+
+rule collect_results:
+    input:
+        results=student_paths(),
+    output:
+        csv=report(
+            f"{RESULTS}/tables/results.csv",
+            caption="../src/diver/report/captions/results.rst",
+            category="Tables",
+        ),
+        parquet=f"{RESULTS}/tables/results.parquet",
+    params:
+        code=code("collect_results"),
+    log:
+        f"{LOGS}/collect_results.log",
+    benchmark:
+        f"{BENCHMARKS}/collect_results.tsv"
+    conda:
+        "../envs/report.yaml"
+    message:
+        "students: one tidy table of {input.results.__len__} files"
+    script:
+        "../src/steps/collect_results.py"
+
+
+rule students:
+    input:
+        rules.collect_results.output,

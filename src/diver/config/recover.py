@@ -1,0 +1,101 @@
+"""Settings of the stage-2 methods."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from diver.config.base import Model
+
+
+class RecoverConfig(Model):
+    """Settings that every stage-2 method has."""
+
+    seed: int = Field(1, ge=0, description="Seed of all noise; each image draws from its own key under it.")
+    batch: int = Field(
+        50, ge=1, description="Images processed together; the result does not depend on it beyond rounding."
+    )
+    input_range: Literal["denormalised", "raw"] = Field(
+        "denormalised",
+        description="denormalised: images are brought to the autoencoder's [-1, 1]. raw: stored values are fed "
+        "unchanged, as the public PReDD code does, although standardised images exceed that range.",
+    )
+    vae_sample: bool = Field(True, description="Sample the autoencoder's posterior, as PReDD does; otherwise its mean.")
+
+
+class ChainConfig(RecoverConfig):
+    """Settings of a reverse chain."""
+
+    respacing: str = Field("50", description="Levels of the chain: '50' spans the whole schedule, 'ddim50' strides it.")
+    cfg_scale: float = Field(4.0, ge=0, description="Classifier-free guidance scale; 1 is off.")
+    cfg_channels: int | None = Field(
+        None,
+        ge=1,
+        description="Guide only the first so many latent channels; DiT-XL/2's released sampler guides 3 of 4.",
+    )
+
+
+class VAEConfig(RecoverConfig):
+    """Settings of the encode-decode control."""
+
+
+class RawConfig(ChainConfig):
+    """Settings of raw sampling; `input_range` and `vae_sample` have no effect."""
+
+    eta: float = 0.0
+
+
+class PReDDConfig(ChainConfig):
+    """Settings of PReDD. Its README's pairs for DM are 10/15 at IPC 1 and 20/20 at IPC 10."""
+
+    forward_t: int = Field(20, ge=0, description="Index of the noise level put on the clean latent (t_init).")
+    reverse_t: int = Field(20, ge=1, description="Number of reverse steps (K); the chain starts at index K - 1.")
+    sampler: Literal["ddpm", "ddim"] = Field("ddpm", description="Stepping rule; the published one is ancestral.")
+    by_ipc: dict[int, tuple[int, int]] = Field(
+        {}, description="forward_t and reverse_t for given IPCs, before the two above."
+    )
+
+    def levels(self, ipc: int) -> tuple[int, int]:
+        return self.by_ipc.get(ipc, (self.forward_t, self.reverse_t))
+
+
+class DIVERConfig(ChainConfig):
+    """Settings of DIVER; the defaults are the paper's where it states them, else the most plausible ones."""
+
+    start: Literal["inherit", "gaussian"] = Field(
+        "inherit", description="inherit: noised latent; gaussian: pure noise."
+    )
+    t_f: int = Field(25, ge=0, description="Index of the noise level put on the clean latent.")
+    t_r: int = Field(50, ge=1, description="Number of reverse steps; equal to t_f + 1 gives an SDEdit-like control.")
+    sp_low: int = Field(25, ge=0, description="Lower end of the guidance window, included.")
+    sp_high: int = Field(40, ge=0, description="Upper end of the guidance window, included.")
+    index_base: Literal[0, 1] = Field(0, description="1 reads t_f, sp_low and sp_high as steps counted from 1.")
+    gamma: float = Field(0.1, ge=0, description="Guidance scale; the paper takes 0.02 for NCFM.")
+    sg_residual: Literal["pred_x0", "x_t"] = Field("pred_x0", description="What is pulled to the clean latent.")
+    sg_sigma: Literal["learned", "posterior", "none"] = Field(
+        "posterior",
+        description="Standard deviation in the guidance term. 'learned' needs a network that predicts it; in the "
+        "window of DiT's schedule learned and posterior differ by less than 1 %.",
+    )
+    sg_inject: Literal["sample", "clean"] = Field(
+        "sample", description="Move the stepped state, or the predicted clean latent."
+    )
+    eta: float = Field(0.0, ge=0, le=1, description="DDIM's eta; 0 is deterministic.")
+    sampler: Literal["ddim", "ddpm"] = Field("ddim", description="Stepping rule.")
+
+    def window(self) -> tuple[int, int]:
+        """Guidance window as indices from 0, both ends included."""
+        return self.sp_low - self.index_base, self.sp_high - self.index_base
+
+    @model_validator(mode="after")
+    def _window(self) -> Self:
+        if self.sp_low > self.sp_high:
+            raise ValueError(f"sp_low = {self.sp_low} is above sp_high = {self.sp_high}; the window is empty")
+        return self
+
+
+SETTINGS: dict[str, type[RecoverConfig]] = {
+    "vae": VAEConfig,
+    "raw": RawConfig,
+    "predd": PReDDConfig,
+    "diver": DIVERConfig,
+}

@@ -1,0 +1,166 @@
+"""A whole study: one YAML file."""
+
+import difflib
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from diver.config import distill, recover
+from diver.config.base import ConfigError, Model
+from diver.config.prior import PriorChoice
+from diver.config.students import Students
+
+NONE = "none"
+
+
+def nearest(name: str, valid: list[str]) -> str:
+    """' (did you mean X?)' or the list of valid names."""
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"valid names: {', '.join(sorted(valid))}"
+
+
+def _checked(settings: dict[str, Any], method: str, models: dict[str, type[Any]]) -> dict[str, Any]:
+    if method not in models:
+        raise ValueError(f"unknown method {method!r}; {nearest(method, list(models))}")
+    try:
+        return models[method](**settings).model_dump(mode="json")
+    except ValidationError as error:
+        raise ValueError("; ".join(_faults(error, models[method]))) from error
+
+
+class DistillEntry(Model):
+    """A stage-1 set of the study."""
+
+    method: str = Field(description="Name in the registry of stage-1 methods.")
+    label: str = Field(description="Name in tables and figures.")
+    settings: dict[str, Any] = Field({}, description="The method's settings; what is left out takes its default.")
+    by_ipc: dict[int, dict[str, Any]] = Field({}, description="Settings that differ at an IPC.")
+
+    @model_validator(mode="after")
+    def _settings(self) -> Self:
+        for extra in ({}, *self.by_ipc.values()):
+            _checked({**self.settings, **extra}, self.method, distill.SETTINGS)
+        return self
+
+    def at(self, ipc: int) -> dict[str, Any]:
+        """All settings at an IPC, defaults filled in."""
+        return _checked({**self.settings, **self.by_ipc.get(ipc, {})}, self.method, distill.SETTINGS)
+
+
+class RecoverEntry(Model):
+    """A stage-2 treatment of the study."""
+
+    method: str = Field(description="Name in the registry of stage-2 methods.")
+    label: str = Field(description="Name in tables and figures.")
+    settings: dict[str, Any] = Field({}, description="The method's settings; what is left out takes its default.")
+    applies_to: list[str] | None = Field(None, description="Stage-1 entries that it is applied to; all when left out.")
+
+    @model_validator(mode="after")
+    def _settings(self) -> Self:
+        self.full()
+        return self
+
+    def full(self) -> dict[str, Any]:
+        """All settings, defaults filled in."""
+        return _checked(self.settings, self.method, recover.SETTINGS)
+
+
+class Report(Model):
+    """What the report shows."""
+
+    ladder: list[str] = Field([], description="Stage-2 entries of the ladder, in order ('none': the set itself).")
+    ladder_of: str | None = Field(None, description="Stage-1 entry that the ladder is shown for.")
+    gallery: list[str] = Field([], description="Stage-2 entries shown in the gallery, in order.")
+    phases_of: str | None = Field(None, description="Stage-2 entry (method diver) whose trajectory is pictured.")
+
+
+class Study(Model):
+    """A study: datasets x IPC x stage 1 x stage 2 x students."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="Folder of the results.")
+    datasets: list[str] = Field(min_length=1, description="Names of the files in config/datasets.")
+    ipc: list[int] = Field(min_length=1, description="Images per class.")
+    prior: PriorChoice = Field(description="The autoencoder and diffusion transformer.")
+    distill: dict[str, DistillEntry] = Field(min_length=1, description="Stage-1 sets by short name.")
+    recover: dict[str, RecoverEntry] = Field({}, description="Stage-2 treatments by short name.")
+    students: Students = Field(description="The evaluation.")
+    report: Report = Field(Report(), description="Tables and figures.")
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        faults = []
+        known2 = [*self.recover, NONE]
+
+        def refer(key: str, names: list[str], valid: list[str]) -> None:
+            faults.extend(f"{key}: unknown {name!r}; {nearest(name, valid)}" for name in names if name not in valid)
+
+        for name, entry in self.recover.items():
+            refer(f"recover.{name}.applies_to", entry.applies_to or [], list(self.distill))
+        refer("students.as_published", self.students.as_published, known2)
+        refer("report.ladder", self.report.ladder, known2)
+        refer("report.gallery", self.report.gallery, known2)
+        refer("report.ladder_of", [self.report.ladder_of] if self.report.ladder_of else [], list(self.distill))
+        refer("report.phases_of", [self.report.phases_of] if self.report.phases_of else [], list(self.recover))
+        if NONE in self.recover:
+            faults.append("recover.none: the name is taken by the set without a second stage; choose another")
+        if isinstance(epochs := self.students.protocol.epochs, dict):
+            faults.extend(
+                f"students.protocol.epochs: no entry for IPC {ipc}; add one" for ipc in self.ipc if ipc not in epochs
+            )
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+
+def _model_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:
+    """The model that a validation error's location lies in, following fields and dictionary keys."""
+    current: Any = model
+    for part in location:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            field = current.model_fields.get(str(part))
+            current = field.annotation if field else None
+        args = [a for a in getattr(current, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if args and not (isinstance(current, type) and issubclass(current, BaseModel)):
+            container, current = current, args[0]
+            if getattr(container, "__origin__", None) is dict:
+                # The next part of the location is the dictionary's key.
+                continue
+    return current if isinstance(current, type) and issubclass(current, BaseModel) else None
+
+
+def _faults(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """One line per fault: key, what is wrong, the nearest valid name for an unknown key."""
+    lines = []
+    for fault in error.errors():
+        key = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            owner = _model_at(model, fault["loc"][:-1])
+            hint = f"; {nearest(str(fault['loc'][-1]), list(owner.model_fields))}" if owner else ""
+            lines.append(f"{key}: unknown key{hint}")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            given = "" if fault["type"] in ("value_error", "missing") else f" (given: {fault['input']!r})"
+            lines.append(f"{key}: {message}{given}" if key else message)
+    return lines
+
+
+def parse_study(raw: dict[str, Any], source: str) -> Study:
+    """Validate a loaded configuration. Raises ConfigError that lists every fault, one a line."""
+    try:
+        return Study(**raw)
+    except ValidationError as error:
+        faults = "\n".join(f"  {line}" for line in _faults(error, Study))
+        raise ConfigError(f"{source} is refused:\n{faults}") from None
+
+
+def load_study(path: str | Path) -> Study:
+    """Read and validate a study's YAML. Raises ConfigError, also when the file is missing or not YAML."""
+    try:
+        raw = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: a study is a mapping, this is a {type(raw).__name__}")
+    return parse_study(raw, str(path))

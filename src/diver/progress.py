@@ -1,0 +1,51 @@
+"""Logs and progress of a step: everything goes to its log file, and a line now and then to the terminal."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+TERMINAL_EVERY = 15.0
+
+Progress = Callable[[int, int, str], None]
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def reporter(label: str, every: float = TERMINAL_EVERY) -> Progress:
+    """A callback (done, total, note) that prints rate and time left to stderr at most once in `every` seconds."""
+    terminal, started, last = sys.stderr, time.monotonic(), time.monotonic()
+
+    def report(done: int, total: int, note: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        left = (now - started) / max(done, 1) * (total - done)
+        line = f"{label}: {done}/{total} {note} {clock(now - started)} spent, {clock(left)} left".replace("  ", " ")
+        if sys.stderr is not terminal:
+            print(line, file=sys.stderr, flush=True)
+        if now - last >= every:
+            print(line, file=terminal, flush=True)
+            last = now
+
+    return report
+
+
+@contextmanager
+def step_log(path: str | Path, threads: int, label: str) -> Iterator[Progress]:
+    """Send output to `path`, give torch `threads` threads, yield the progress callback; a failure ends the log."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    report = reporter(label)
+    with Path(path).open("w") as log, redirect_stdout(log), redirect_stderr(log):
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(threads)
+        try:
+            yield report
+        except BaseException as error:
+            print(f"failed: {type(error).__name__}: {error}", flush=True)
+            raise

@@ -1,0 +1,94 @@
+"""Expands a study into its cells and gives each its path; the only place that knows the layout of `results/`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from diver.config.study import NONE, Study
+
+MATCHED, AS_PUBLISHED = "matched", "as-published"
+
+
+@dataclass(frozen=True)
+class SetCell:
+    """A distilled or recovered set."""
+
+    dataset: str
+    ipc: int
+    stage1: str
+    stage2: str = NONE
+
+
+@dataclass(frozen=True)
+class StudentCell:
+    """The students of one architecture on one set."""
+
+    set: SetCell
+    scale: str
+    architecture: str
+
+
+def set_cells(study: Study) -> Iterator[SetCell]:
+    """All sets of the study, each stage-1 set before what is made of it."""
+    for dataset in study.datasets:
+        for ipc in study.ipc:
+            for stage1 in study.distill:
+                yield SetCell(dataset, ipc, stage1)
+                for stage2, entry in study.recover.items():
+                    if entry.applies_to is None or stage1 in entry.applies_to:
+                        yield SetCell(dataset, ipc, stage1, stage2)
+
+
+def student_cells(study: Study) -> Iterator[StudentCell]:
+    """All student jobs of the study."""
+    for cell in set_cells(study):
+        scales = [MATCHED, AS_PUBLISHED] if cell.stage2 in study.students.as_published else [MATCHED]
+        for scale in scales:
+            for architecture in study.students.architectures:
+                yield StudentCell(cell, scale, architecture)
+
+
+def prepared_path(dataset: str) -> Path:
+    return Path("data/prepared") / f"{dataset}.safetensors"
+
+
+def results_path(study: Study) -> Path:
+    return Path("results") / study.name
+
+
+def set_path(study: Study, cell: SetCell) -> Path:
+    root = results_path(study)
+    if cell.stage2 == NONE:
+        return root / "distilled" / cell.dataset / f"ipc{cell.ipc}" / f"{cell.stage1}.safetensors"
+    return root / "recovered" / cell.dataset / f"ipc{cell.ipc}" / cell.stage1 / f"{cell.stage2}.safetensors"
+
+
+def students_path(study: Study, cell: StudentCell) -> Path:
+    one = cell.set
+    parts = (one.dataset, f"ipc{one.ipc}", one.stage1, one.stage2, cell.scale)
+    return results_path(study).joinpath("students", *parts, f"{cell.architecture}.csv")
+
+
+def prior_path(study: Study, dataset: str) -> str:
+    """Directory or hub name of the prior for a dataset."""
+    source = study.prior.source
+    if source == "shipped":
+        return f"data/shipped/{dataset}-prior"
+    return f"data/prior/{dataset}" if source == "trained" else source
+
+
+PRIOR_FILES = (
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "transformer/config.json",
+    "transformer/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+)
+
+
+def prior_files(study: Study, dataset: str) -> list[Path]:
+    """Files of the prior for a dataset; none for a hub name."""
+    path = Path(prior_path(study, dataset))
+    local = study.prior.source in ("shipped", "trained") or path.is_dir()
+    return [path / name for name in PRIOR_FILES] if local else []

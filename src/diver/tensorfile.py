@@ -1,0 +1,73 @@
+"""One file of tensors with a header of metadata, as safetensors, written atomically and with deterministic bytes."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+# safetensors writes several metadata keys in an order that changes between runs, so there is exactly one.
+KEY = "diver"
+
+
+class TensorFileError(ValueError):
+    """A file cannot be read; one line without the file's name, which the caller adds."""
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no free choices. Raises ValueError or TypeError for NaN and for what is not JSON."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def tensors_digest(tensors: Mapping[str, Tensor], metadata: Any = None) -> str:
+    """SHA-256 in hexadecimal over names, dtypes, shapes and values (in the order of the names) and the metadata."""
+    digest = hashlib.sha256(canonical_json(metadata).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"\0{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
+        digest.update(memoryview(tensor.numpy()).cast("B") if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write the tensors and the metadata; the path holds either the old content or all of the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {KEY: canonical_json(metadata)})
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the metadata of a file of `write_tensors`.
+
+    Raises TensorFileError when the file is missing, truncated, of another format or without metadata.
+    Nothing in the file is executed: the format has no code.
+    """
+    if not Path(path).is_file():
+        raise TensorFileError("no such file")
+    try:
+        with safe_open(str(path), framework="pt") as opened:
+            header = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TensorFileError(f"truncated, or not a safetensors file ({reason})") from error
+    if KEY not in header:
+        raise TensorFileError(f"the header has no metadata under {KEY!r}")
+    try:
+        metadata = json.loads(header[KEY])
+    except ValueError as error:
+        raise TensorFileError(f"the metadata under {KEY!r} is not JSON ({error})") from error
+    if not isinstance(metadata, dict):
+        raise TensorFileError(f"the metadata under {KEY!r} is not a JSON object")
+    return tensors, metadata

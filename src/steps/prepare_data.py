@@ -1,0 +1,16 @@
+"""Fetch a dataset from its first source that works, verify it, write the prepared file."""
+
+import os
+
+from diver.config.data import DatasetSpec
+
+from diver.data.prepare import fetch_and_prepare
+from diver.progress import step_log
+
+with step_log(snakemake.log[0], snakemake.threads, f"data {snakemake.wildcards.dataset}"):
+    fetch_and_prepare(
+        DatasetSpec(**snakemake.params.spec),
+        snakemake.params.raw,
+        snakemake.output.prepared,
+        folder=os.environ.get("DIVER_DATA"),
+    )

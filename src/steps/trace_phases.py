@@ -1,0 +1,20 @@
+"""Record the predicted clean images along the chains of the first image of each class."""
+
+import numpy as np
+
+from diver.config.recover import DIVERConfig
+from diver.prior.load import load_prior
+from diver.progress import step_log
+from diver.recover.diver import trace_diver
+from diver.sets import DistilledSet
+
+with step_log(snakemake.log[0], snakemake.threads, "trajectory"):
+    config = DIVERConfig(**snakemake.params.settings)
+    trace = trace_diver(DistilledSet.read(snakemake.input.set), load_prior(snakemake.params.prior), config)
+    np.savez(
+        snakemake.output.trace,
+        indices=trace.indices.numpy(),
+        timesteps=trace.timesteps.numpy(),
+        images=trace.images.numpy(),
+        window=np.array(config.window()),
+    )

@@ -1,0 +1,365 @@
+"""Distilled sets: what is written is read back, bad files are refused in one line, foreign files run nothing."""
+
+import json
+import os
+import pickle
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diver.sets import SYMMETRIC, UNIT, DistilledSet, SetError, Step, ValueRange, import_released
+from diver.tensorfile import KEY, read_tensors, write_tensors
+
+CIFAR = ValueRange.standardised((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+CLASSES = ("cat", "dog", "frog")
+RELEASED = Path(os.environ.get("DIVER_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data")) / "distilled"
+
+
+def make(**changes: Any) -> DistilledSet:
+    generator = torch.Generator().manual_seed(0)
+    made = DistilledSet(
+        images=torch.randn(6, 3, 4, 4, generator=generator),
+        dataset="toy",
+        classes=CLASSES,
+        ipc=2,
+        value_range=CIFAR,
+        labels=torch.tensor([0, 0, 1, 1, 2, 2]),
+        steps=(Step("random", {"ipc": 2, "note": "ü"}, 7, "abc"),),
+    )
+    return replace(made, **changes)
+
+
+def fault(path: Path) -> str:
+    """The message for a bad file: one line that names the file."""
+    with pytest.raises(SetError) as error:
+        DistilledSet.read(path)
+    message = str(error.value)
+    assert "\n" not in message and message.startswith(f"{path}: ")
+    return message
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "set.safetensors"
+
+
+@pytest.mark.parametrize(("hard", "soft"), [(True, False), (False, True), (True, True)])
+def test_round_trip(path: Path, hard: bool, soft: bool) -> None:
+    written = make(soft_labels=torch.randn(6, 3) if soft else None, **({} if hard else {"labels": None}))
+    written.write(path)
+    read = DistilledSet.read(path)
+    for name in ("images", "labels", "soft_labels"):
+        a, b = getattr(written, name), getattr(read, name)
+        assert (a is None and b is None) or (torch.equal(a, b) and a.dtype == b.dtype)
+    for name in ("dataset", "classes", "ipc", "value_range", "steps"):
+        assert getattr(read, name) == getattr(written, name)
+    assert read.digest() == written.digest()
+    assert torch.equal(read.hard_labels(), written.hard_labels())
+
+
+def test_bytes_are_deterministic_and_nothing_is_left(tmp_path: Path) -> None:
+    a, b = tmp_path / "a.safetensors", tmp_path / "other" / "b.safetensors"
+    make().write(a)
+    DistilledSet.read(a).write(b)
+    assert a.read_bytes() == b.read_bytes()
+    a.write_bytes(b"old")
+    make().write(a)
+    assert a.read_bytes() == b.read_bytes()
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.safetensors", "b.safetensors", "other"]
+
+
+def test_failed_write_keeps_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make().write(path)
+    old = path.read_bytes()
+
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        make(dataset="new").write(path)
+    assert path.read_bytes() == old and [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"images": torch.zeros(6, 3, 4, 4)},
+        {"dataset": "other"},
+        {"classes": ("cat", "dog", "ship")},
+        {"value_range": SYMMETRIC},
+        {"steps": ()},
+        {"steps": (Step("random", {"ipc": 2, "note": "ü"}, 8, "abc"),)},
+        {"soft_labels": torch.zeros(6, 3)},
+    ],
+)
+def test_digest_sees_every_part(changes: dict[str, Any]) -> None:
+    assert make().digest() == make().digest()
+    assert make(**changes).digest() != make().digest()
+
+
+def test_ranges_are_what_they_say() -> None:
+    unit = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1).expand(3, 2, 2)
+    assert SYMMETRIC.from_unit(unit)[:, 0, 0].tolist() == [-1.0, 0.0, 1.0]
+    expected = [(u - m) / s for u, m, s in zip([0.0, 0.5, 1.0], CIFAR.mean, CIFAR.std, strict=True)]
+    assert CIFAR.from_unit(unit)[:, 0, 0].tolist() == pytest.approx(expected, rel=1e-6)
+
+
+RANGES = st.sampled_from([UNIT, SYMMETRIC, CIFAR, ValueRange.standardised((0.5,) * 3, (0.1, 1.0, 3.0))])
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(start=RANGES, through=st.lists(RANGES, max_size=4), scale=st.floats(0.01, 20))
+def test_conversions_return_and_never_clip(start: ValueRange, through: list[ValueRange], scale: float) -> None:
+    original = make(value_range=start, images=make().images * scale)
+    converted = original
+    for target in through:
+        converted = converted.in_range(target)
+        assert converted.value_range == target
+    assert torch.allclose(converted.in_range(start).images, original.images, atol=1e-4 * (1 + scale), rtol=1e-5)
+    assert torch.equal(original.in_range(start).images, original.images)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("percent",), "unknown"),
+        (("unit", (0.5,), (0.5,)), "no mean"),
+        (("standardised",), "needs a mean"),
+        (("standardised", (0.5,), (0.5, 0.5)), "per channel"),
+        (("standardised", (0.5,), (0.0,)), "positive"),
+        (("standardised", (float("nan"),), (1.0,)), "finite"),
+    ],
+)
+def test_bad_ranges_are_refused(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ValueRange(*arguments)
+
+
+def test_range_of_other_channels_is_refused() -> None:
+    with pytest.raises(ValueError, match="3 channels"):
+        CIFAR.to_unit(torch.zeros(2, 1, 4, 4))
+
+
+def test_chain_grows() -> None:
+    second = make().with_images(torch.zeros(6, 3, 8, 8), UNIT, Step("recover", {"eta": 0.0}, 1, "def"))
+    second.validate("second")
+    assert [s.method for s in second.steps] == ["random", "recover"]
+    assert second.value_range == UNIT and torch.equal(second.hard_labels(), make().hard_labels())
+
+
+def _with(value: float, at: int = 4) -> Tensor:
+    images = make().images.clone()
+    images[at, 0, 0, 0] = value
+    return images
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": _with(float("nan"))}, "image 4 has values that are not finite"),
+        ({"images": _with(float("inf"), 1)}, "image 1 has values that are not finite"),
+        ({"images": torch.zeros(6, 3, 4)}, r"shape \[6, 3, 4\], not \[N, C, H, W\]"),
+        ({"images": torch.zeros(6, 3, 0, 4)}, "every size positive"),
+        ({"images": torch.zeros(6, 3, 4, 4, dtype=torch.float64)}, "float64, not torch.float32"),
+        ({"images": torch.zeros(5, 3, 4, 4)}, "5 images, but ipc 2 and 3 classes make 6"),
+        ({"images": torch.zeros(6, 1, 4, 4)}, "3 channels, the images 1"),
+        ({"ipc": 0}, "ipc 0"),
+        ({"classes": ("cat", "cat", "dog")}, "names a class twice"),
+        ({"labels": torch.tensor([0, 0, 1, 1, 2, 3])}, "label 3 is out of range for 3 classes"),
+        ({"labels": torch.tensor([0, 0, 1, 1, 2, -1])}, "label -1 is out of range"),
+        ({"labels": torch.tensor([0, 1, 0, 1, 2, 2])}, "not class-major"),
+        ({"labels": torch.tensor([0, 0, 0, 1, 2, 2])}, "not class-major with 2 images per class"),
+        ({"labels": torch.zeros(5, dtype=torch.int64)}, r"\[5\], not torch.int64 \[6\]"),
+        ({"labels": torch.zeros(6)}, "float32 .*, not torch.int64"),
+        ({"labels": None}, "neither labels nor soft labels"),
+        ({"soft_labels": torch.zeros(6, 4)}, r"\[6, 4\], not torch.float32 \[6, 3\]"),
+        ({"soft_labels": torch.full((6, 3), float("nan"))}, "soft labels have values that are not finite"),
+        ({"steps": (Step("x", {"eta": float("nan")}),)}, "not JSON"),
+        ({"steps": (Step("x", {"path": Path("a")}),)}, "not JSON"),
+        ({"dataset": 3}, "metadata: dataset"),
+    ],
+)
+def test_refusals(path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SetError, match=message) as error:
+        make(**changes).write(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+    assert not path.exists()
+
+
+def spoil(path: Path, tensors: dict[str, Tensor] | None = None, **header: Any) -> None:
+    """A file of a good set with parts replaced (or, if None, removed), past all checks of `write`."""
+    make().write(path)
+    good, metadata = read_tensors(path)
+    changed = {k: v for k, v in {**metadata, **header}.items() if v is not None}
+    write_tensors(path, {**good, **(tensors or {})}, changed)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "header", "message"),
+    [
+        ({"images": _with(float("nan"))}, {}, "image 4 has values that are not finite"),
+        ({"labels": torch.tensor([0, 0, 1, 1, 2, 9])}, {}, "label 9 is out of range"),
+        ({"labels": torch.tensor([2, 2, 1, 1, 0, 0])}, {}, "not class-major"),
+        ({"images": torch.zeros(6, 16)}, {}, r"shape \[6, 16\]"),
+        ({"weights": torch.zeros(1)}, {}, "unknown tensor 'weights'"),
+        ({}, {"value_range": {"kind": "percent", "mean": [], "std": []}}, "value_range.kind: .*'percent'"),
+        ({}, {"value_range": {"kind": "standardised", "mean": [], "std": []}}, "needs a mean"),
+        ({}, {"value_range": None}, "value_range: Field required"),
+        ({}, {"ipc": "two"}, "ipc: .*'two'"),
+        ({}, {"format": "distilled set 99"}, "format: .*distilled set 99"),
+        ({}, {"extra": 1}, "extra: Extra inputs"),
+    ],
+)
+def test_bad_files_are_refused(path: Path, tensors: dict, header: dict, message: str) -> None:
+    spoil(path, tensors, **header)
+    with pytest.raises(SetError, match=message):
+        DistilledSet.read(path)
+    fault(path)
+
+
+def test_truncated_file(path: Path) -> None:
+    make().write(path)
+    whole = path.read_bytes()
+    for length in (0, 4, 40, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert "truncated" in fault(path)
+
+
+def test_missing_file_and_missing_metadata(path: Path) -> None:
+    assert "no such file" in fault(path)
+    save_file({"images": torch.zeros(6, 3, 4, 4)}, path)
+    assert "no metadata" in fault(path)
+    for text, message in (("{", "not JSON"), ("[]", "not a JSON object")):
+        save_file({"images": torch.zeros(6, 3, 4, 4)}, path, {KEY: text})
+        assert message in fault(path)
+    make().write(path)
+    save_file({"labels": torch.zeros(6)}, path, {KEY: json.dumps(read_tensors(path)[1])})
+    assert "no tensor 'images'" in fault(path)
+
+
+def test_file_is_plain_safetensors(path: Path) -> None:
+    make().write(path)
+    assert set(load_file(path)) == {"images", "labels"}
+
+
+# Foreign files
+
+
+class Attack:
+    """Unpickled the ordinary way, this makes a file."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.proof),)
+
+
+def released(images: Tensor, labels: Tensor, accuracies: Any = None) -> dict[str, Any]:
+    return {"data": [[torch.zeros(1), torch.zeros(1)], [images, labels]], "accs_all_exps": accuracies or {}}
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(SetError) as error:
+        import_released(path, "toy", CLASSES, CIFAR)
+    message = str(error.value)
+    assert "\n" not in message and message.startswith(f"{path}: ")
+    return message
+
+
+def test_malicious_pickles_execute_nothing(tmp_path: Path) -> None:
+    proof, path = tmp_path / "proof", tmp_path / "set.pt"
+    attack = released(make().images, make().hard_labels()) | {"accs_all_exps": Attack(proof)}
+    for kind in ("plain pickle", "old torch", "new torch"):
+        if kind == "plain pickle":
+            path.write_bytes(pickle.dumps(attack, protocol=2))
+        else:
+            torch.save(attack, path, _use_new_zipfile_serialization=kind == "new torch")
+        assert "refused" in refusal(path) or "truncated, or not" in refusal(path)
+        assert "truncated, or not" in fault(path)
+        assert not proof.exists(), kind
+    assert "posix.mkdir" in refusal(path)  # the last, in the form of today's torch
+    torch.load(path, weights_only=False)
+    assert proof.exists(), "the attack itself must be real, or this test shows nothing"
+
+
+def test_object_arrays_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "set.pt"
+    torch.save(released(make().images, make().hard_labels(), {"a": np.array([1, "x"], dtype=object)}), path)
+    assert "refused" in refusal(path)
+    torch.save(released(make().images, make().hard_labels(), {"a": [np.str_("x")]}), path)
+    assert "accs_all_exps" in refusal(path) or "not a file of tensors" in refusal(path) or "refused" in refusal(path)
+
+
+def test_import_takes_the_last_experiment(tmp_path: Path) -> None:
+    path = tmp_path / "set.pt"
+    accuracies = {"ConvNet": [np.float64(0.25), 0.5], "ViT": [[0.125]]}
+    torch.save(released(make().images, make().hard_labels(), accuracies), path)
+    found, information = import_released(path, "toy", CLASSES, CIFAR)
+    assert torch.equal(found.images, make().images) and torch.equal(found.hard_labels(), make().hard_labels())
+    assert (found.ipc, found.classes, found.value_range) == (2, CLASSES, CIFAR)
+    assert information == {"entries": 2, "accuracies": {"ConvNet": [0.25, 0.5], "ViT": [[0.125]]}}
+    found.write(tmp_path / "set.safetensors")
+    other = tmp_path / "renamed.pt"
+    other.write_bytes(path.read_bytes())
+    assert import_released(other, "toy", CLASSES, CIFAR)[0].digest() == found.digest()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (OrderedDict(weight=torch.zeros(2)), "not in the released form"),
+        ([1, 2], "not in the released form"),
+        ({"data": []}, "not in the released form"),
+        ({"data": [[torch.zeros(1)]]}, "last entry of 'data'"),
+        (released(make().images, torch.tensor([0, 0, 1, 1, 2, 5])), "label 5 is out of range"),
+        (released(make().images, torch.tensor([0, 1, 2, 0, 1, 2])), "not class-major"),
+        (released(make().images, torch.zeros(6)), "labels are torch.float32"),
+        (released(make().images, torch.tensor(0)), "6 images, but ipc 1"),
+        (released(_with(float("nan")), make().hard_labels()), "image 4"),
+        (released(make().images, make().hard_labels(), {"ConvNet": "high"}), "accs_all_exps: ConvNet"),
+    ],
+)
+def test_foreign_files_of_another_form(tmp_path: Path, content: Any, message: str) -> None:
+    torch.save(content, tmp_path / "set.pt")
+    assert message in refusal(tmp_path / "set.pt")
+
+
+def test_damaged_foreign_files(tmp_path: Path) -> None:
+    path = tmp_path / "set.pt"
+    assert "no such file" in refusal(path)
+    torch.save(released(make().images, make().hard_labels()), path)
+    whole = path.read_bytes()
+    for length in (0, 10, len(whole) // 2, len(whole) - 30):
+        path.write_bytes(whole[:length])
+        assert "truncated" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "shape", "accuracies"),
+    [
+        ("res_DC_CIFAR10_ConvNet_1ipc.pt", 10, (10, 3, 32, 32), {"MLP", "ConvNet", "ResNet18"}),
+        ("res_DC_CIFAR10_ConvNet_10ipc.pt", 10, (100, 3, 32, 32), {"MLP", "ConvNet", "ResNet18"}),
+        ("res_DM_imagenet-fruits_ConvNet_1ipc.pt", 10, (10, 3, 128, 128), {"ConvNet", "ViT"}),
+    ],
+)
+def test_sets_as_released(tmp_path: Path, name: str, classes: int, shape: tuple, accuracies: set[str]) -> None:
+    path = RELEASED / name
+    if not path.is_file():
+        pytest.skip(f"no released set at {path}; DIVER_SHARED_DATA names the folder that has distilled/")
+    found, information = import_released(path, "real", [str(i) for i in range(classes)], CIFAR)
+    assert tuple(found.images.shape) == shape and found.ipc == shape[0] // classes
+    assert accuracies <= set(information["accuracies"])
+    found.write(tmp_path / "set.safetensors")
+    again = DistilledSet.read(tmp_path / "set.safetensors")
+    assert again.digest() == found.digest() and torch.equal(again.images, found.images)
