@@ -1,6 +1,7 @@
 """Helpers of all rules: the validated study, its cells and paths, and the digests of the code."""
 
 import sys
+from dataclasses import replace
 
 from snakemake.exceptions import WorkflowError
 
@@ -9,14 +10,14 @@ sys.path.insert(0, SOURCE)
 
 from diver import study as cells
 from diver.config.base import ConfigError
-from diver.config.data import load_dataset_spec
 from diver.config.study import NONE, parse_study
+from diver.data.spec import SpecError, load_dataset_spec
 from diver.provenance import code_digest
 
 try:
     STUDY = parse_study(config, " and ".join(map(str, workflow.configfiles)) or "the configuration")
     DATASETS = {name: load_dataset_spec(f"config/datasets/{name}.yaml") for name in STUDY.datasets}
-except ConfigError as fault:
+except (ConfigError, SpecError) as fault:
     raise WorkflowError(str(fault)) from None
 
 RESULTS = str(cells.results_path(STUDY))
@@ -83,5 +84,23 @@ def display_names():
         "stage1": {name: entry.label for name, entry in STUDY.distill.items()},
         "stage2": {NONE: "stage-1 set", **{name: entry.label for name, entry in STUDY.recover.items()}},
         "architecture": {name: entry.label for name, entry in STUDY.students.architectures.items()},
-        "dataset": {name: spec.label for name, spec in DATASETS.items()},
+        "dataset": {name: spec.label or name for name, spec in DATASETS.items()},
     }
+
+
+SHOWN = cells.SetCell(STUDY.datasets[0], max(STUDY.ipc), STUDY.report.ladder_of or next(iter(STUDY.distill)))
+
+
+def gallery_sets():
+    """The sets of the gallery: the same images of the first dataset under each treatment, at the largest IPC."""
+    return [cells.set_path(STUDY, replace(SHOWN, stage2=stage2)) for stage2 in STUDY.report.gallery]
+
+
+def gallery_labels():
+    stage1, names = STUDY.distill[SHOWN.stage1].label, display_names()["stage2"]
+    return [stage1 if stage2 == NONE else names[stage2] for stage2 in STUDY.report.gallery]
+
+
+def trace_path():
+    """The trajectory that is pictured, at the largest IPC."""
+    return f"{RESULTS}/traces/{SHOWN.dataset}/ipc{SHOWN.ipc}/{SHOWN.stage1}/{STUDY.report.phases_of}.npz"

@@ -1,16 +1,16 @@
 rule prepare_data:
     output:
         prepared="data/prepared/{dataset}.safetensors",
-    params:
-        spec=lambda wildcards: DATASETS[wildcards.dataset].model_dump(mode="json"),
-        raw="data/raw/{dataset}",
-        code=code("prepare_data"),
     log:
         "data/logs/{dataset}.log",
     benchmark:
         "data/benchmarks/{dataset}.tsv"
     conda:
         "../envs/data.yaml"
+    params:
+        spec=lambda wildcards: DATASETS[wildcards.dataset].model_dump(mode="json"),
+        raw="data/raw/{dataset}",
+        code=code("prepare_data"),
     message:
         "data: {wildcards.dataset}: fetch, verify and prepare"
     script:

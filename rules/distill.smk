@@ -3,17 +3,17 @@ rule distill_set:
         prepared="data/prepared/{dataset}.safetensors",
     output:
         set=f"{RESULTS}/distilled/{{dataset}}/ipc{{ipc}}/{{stage1}}.safetensors",
-    params:
-        method=lambda wildcards: STUDY.distill[wildcards.stage1].method,
-        settings=distill_settings,
-        code=code("distill_set"),
-    threads: 1
     log:
         f"{LOGS}/distill/{{dataset}}-ipc{{ipc}}-{{stage1}}.log",
     benchmark:
         f"{BENCHMARKS}/distill/{{dataset}}-ipc{{ipc}}-{{stage1}}.tsv"
     conda:
         "../envs/torch.yaml"
+    threads: 1
+    params:
+        method=lambda wildcards: STUDY.distill[wildcards.stage1].method,
+        settings=distill_settings,
+        code=code("distill_set"),
     message:
         "stage 1: {wildcards.stage1} on {wildcards.dataset}, IPC {wildcards.ipc}"
     script:

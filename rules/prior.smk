@@ -6,18 +6,18 @@ rule train_vae:
         weights="data/prior/{dataset}/vae/diffusion_pytorch_model.safetensors",
         curve="data/prior/{dataset}/vae_loss.csv",
         facts="data/prior/{dataset}/vae_facts.json",
-    params:
-        settings=STUDY.prior.vae.model_dump(mode="json"),
-        seed=STUDY.prior.seed,
-        checkpoint="data/prior/checkpoints/{dataset}/vae.ckpt",
-        code=code("train_vae"),
-    threads: workflow.cores
     log:
         "data/logs/{dataset}-vae.log",
     benchmark:
         "data/benchmarks/{dataset}-vae.tsv"
     conda:
         "../envs/torch.yaml"
+    threads: workflow.cores
+    params:
+        settings=STUDY.prior.vae.model_dump(mode="json"),
+        seed=STUDY.prior.seed,
+        checkpoint="data/prior/checkpoints/{dataset}/vae.ckpt",
+        code=code("train_vae"),
     message:
         "prior: {wildcards.dataset}: train the autoencoder (resumes from its checkpoint)"
     script:
@@ -36,19 +36,19 @@ rule train_dit:
         scheduler="data/prior/{dataset}/scheduler/scheduler_config.json",
         curve="data/prior/{dataset}/dit_loss.csv",
         facts="data/prior/{dataset}/dit_facts.json",
-    params:
-        settings=STUDY.prior.dit.model_dump(mode="json"),
-        seed=STUDY.prior.seed,
-        checkpoint="data/prior/checkpoints/{dataset}/dit.ckpt",
-        snapshots="data/prior/snapshots/{dataset}",
-        code=code("train_dit"),
-    threads: workflow.cores
     log:
         "data/logs/{dataset}-dit.log",
     benchmark:
         "data/benchmarks/{dataset}-dit.tsv"
     conda:
         "../envs/torch.yaml"
+    threads: workflow.cores
+    params:
+        settings=STUDY.prior.dit.model_dump(mode="json"),
+        seed=STUDY.prior.seed,
+        checkpoint="data/prior/checkpoints/{dataset}/dit.ckpt",
+        snapshots="data/prior/snapshots/{dataset}",
+        code=code("train_dit"),
     message:
         "prior: {wildcards.dataset}: train the diffusion transformer (resumes from its checkpoint)"
     script:
@@ -58,6 +58,7 @@ rule train_dit:
 rule judge_prior:
     input:
         prepared="data/prepared/{dataset}.safetensors",
+        index=rules.train_dit.output.index,
         transformer=rules.train_dit.output.weights,
         vae_facts=rules.train_vae.output.facts,
         vae_curve=rules.train_vae.output.curve,
@@ -69,16 +70,15 @@ rule judge_prior:
         facts="data/prior/{dataset}/quality.json",
         curve="data/prior/{dataset}/loss.png",
         samples="data/prior/{dataset}/samples.png",
-    params:
-        prior="data/prior/{dataset}",
-        code=code("judge_prior"),
-    threads: workflow.cores
     log:
         "data/logs/{dataset}-judge.log",
     benchmark:
         "data/benchmarks/{dataset}-judge.tsv"
     conda:
         "../envs/torch.yaml"
+    threads: workflow.cores
+    params:
+        code=code("judge_prior"),
     message:
         "prior: {wildcards.dataset}: reconstruction, class agreement, sample grid, card"
     script:

@@ -4,18 +4,18 @@ rule recover_set:
         prior=prior_files,
     output:
         set=f"{RESULTS}/recovered/{{dataset}}/ipc{{ipc}}/{{stage1}}/{{stage2}}.safetensors",
-    params:
-        method=lambda wildcards: STUDY.recover[wildcards.stage2].method,
-        settings=recover_settings,
-        prior=prior_source,
-        code=code("recover_set"),
-    threads: 1
     log:
         f"{LOGS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}.log",
     benchmark:
         f"{BENCHMARKS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}.tsv"
     conda:
         "../envs/torch.yaml"
+    threads: 1
+    params:
+        method=lambda wildcards: STUDY.recover[wildcards.stage2].method,
+        settings=recover_settings,
+        prior=prior_source,
+        code=code("recover_set"),
     message:
         "stage 2: {wildcards.stage2} on {wildcards.stage1}, {wildcards.dataset}, IPC {wildcards.ipc}"
     script:
@@ -28,17 +28,17 @@ rule trace_phases:
         prior=prior_files,
     output:
         trace=f"{RESULTS}/traces/{{dataset}}/ipc{{ipc}}/{{stage1}}/{{stage2}}.npz",
-    params:
-        settings=recover_settings,
-        prior=prior_source,
-        code=code("trace_phases"),
-    threads: 1
     log:
         f"{LOGS}/recover/trace-{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}.log",
     benchmark:
         f"{BENCHMARKS}/recover/trace-{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}.tsv"
     conda:
         "../envs/torch.yaml"
+    threads: 1
+    params:
+        settings=recover_settings,
+        prior=prior_source,
+        code=code("trace_phases"),
     message:
         "stage 2: trajectory of {wildcards.stage2} on {wildcards.stage1}, IPC {wildcards.ipc}"
     script:

@@ -4,6 +4,15 @@ rule train_students:
         prepared="data/prepared/{dataset}.safetensors",
     output:
         results=f"{RESULTS}/students/{{dataset}}/ipc{{ipc}}/{{stage1}}/{{set}}/{{scale}}/{{architecture}}.csv",
+    log:
+        f"{LOGS}/students/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{set}}-{{scale}}-{{architecture}}.log",
+    benchmark:
+        f"{BENCHMARKS}/students/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{set}}-{{scale}}-{{architecture}}.tsv"
+    wildcard_constraints:
+        set="|".join([NONE, *STUDY.recover]),
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
     params:
         study=STUDY.name,
         protocol=STUDY.students.protocol.model_dump(mode="json"),
@@ -11,15 +20,6 @@ rule train_students:
         seeds=STUDY.students.seeds,
         prior=lambda wildcards: "" if wildcards.set == NONE else prior_source(wildcards),
         code=code("train_students"),
-    wildcard_constraints:
-        set="|".join([NONE, *STUDY.recover]),
-    threads: 1
-    log:
-        f"{LOGS}/students/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{set}}-{{scale}}-{{architecture}}.log",
-    benchmark:
-        f"{BENCHMARKS}/students/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{set}}-{{scale}}-{{architecture}}.tsv"
-    conda:
-        "../envs/torch.yaml"
     message:
         "students: {wildcards.architecture} on {wildcards.stage1} + {wildcards.set} ({wildcards.scale}), IPC {wildcards.ipc}"
     script:
@@ -36,14 +36,14 @@ rule collect_results:
             category="Tables",
         ),
         parquet=f"{RESULTS}/tables/results.parquet",
-    params:
-        code=code("collect_results"),
     log:
         f"{LOGS}/collect_results.log",
     benchmark:
         f"{BENCHMARKS}/collect_results.tsv"
     conda:
         "../envs/report.yaml"
+    params:
+        code=code("collect_results"),
     message:
         "students: one tidy table of {input.results.__len__} files"
     script:

@@ -106,8 +106,16 @@ def digest_of(channels: int, padding: int = 0) -> str:
     """The right digest, from the arrays themselves."""
     train, train_labels, test, test_labels = splits(channels)
     side = ((0, 0), (0, 0), (padding, padding), (padding, padding))
-    tensors = (np.pad(train, side), train_labels.astype(np.int64), np.pad(test, side), test_labels.astype(np.int64))
-    return Prepared(*map(torch.from_numpy, tensors), "toy", ("a", "b", "c"), (0.5,), (0.5,)).digest()
+    return Prepared(
+        train_images=torch.from_numpy(np.pad(train, side)),
+        train_labels=torch.from_numpy(train_labels.astype(np.int64)),
+        test_images=torch.from_numpy(np.pad(test, side)),
+        test_labels=torch.from_numpy(test_labels.astype(np.int64)),
+        dataset="toy",
+        classes=("a", "b", "c"),
+        mean=(0.5,),
+        std=(0.5,),
+    ).digest()
 
 
 def spec(*found: dict[str, Any], channels: int = 3, **changes: Any) -> DatasetSpec:
@@ -566,7 +574,8 @@ def test_shipped_specifications() -> None:
     assert {p.stem for p in SPECS} >= {"cifar10", "fashion-mnist"}
     for path in SPECS:
         of = load_dataset_spec(path)
-        assert of.name == path.stem and of.digest and of.sources[-1].kind == "folder"
+        assert of.name == path.stem and of.sources[-1].kind == "folder"
+        assert of.digest or len(of.sources) == 1, f"{path}: what is downloaded must be checked"
 
 
 @pytest.mark.parametrize(
@@ -593,7 +602,7 @@ def test_bad_specifications(tmp_path: Path, old: str, new: str, message: str) ->
     assert message in str(error.value) and str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("path", SPECS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [p for p in SPECS if load_dataset_spec(p).digest], ids=lambda p: p.stem)
 def test_real_content(path: Path) -> None:
     """With the raw files of an earlier run at hand: every source that is here gives the digest of the specification."""
     of = load_dataset_spec(path)

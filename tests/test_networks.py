@@ -86,7 +86,7 @@ def test_timm_networks_by_prefix() -> None:
     assert network(torch.randn(2, 3, 32, 32)).shape == (2, 7)
     assert create("timm:resnet10t", 7, 1, 64)(torch.randn(2, 1, 64, 64)).shape == (2, 7)
     with pytest.raises(ValueError, match="resnet18"):
-        create("timm:resnet18")
+        create("timm:resnt18")
 
 
 def test_refusals_name_the_remedy() -> None:

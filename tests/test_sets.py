@@ -94,6 +94,7 @@ def test_failed_write_keeps_the_old_file(path: Path, monkeypatch: pytest.MonkeyP
     "changes",
     [
         {"images": torch.zeros(6, 3, 4, 4)},
+        {"images": make().images.view(6, 3, 2, 8)},
         {"dataset": "other"},
         {"classes": ("cat", "dog", "ship")},
         {"value_range": SYMMETRIC},

@@ -11,12 +11,13 @@ from torch.nn import functional as F
 
 from diver.config.students import Architecture, Protocol
 from diver.data.prepare import Prepared
-from diver.networks import create
+from diver.networks import create, memory_format
 from diver.networks.augment import DSA
 from diver.sets import SYMMETRIC, DistilledSet, ValueRange
 from diver.students import StudentError, StudentProtocol, evaluate_set, train_students
 from diver.students.evaluate import student_images
-from diver.students.train import _Average, flatten_parameters, sgd_step, test_accuracy as measure_accuracy
+from diver.students.train import _Average, flatten_parameters, sgd_step
+from diver.students.train import test_accuracy as measure_accuracy
 
 CONVNET = ("convnet", {"width": 8, "depth": 2})
 Data = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -42,7 +43,8 @@ def quiet(done: int, total: int, note: str) -> None:
 
 def plain_training(network: nn.Module, data: Data, protocol: StudentProtocol, generator: torch.Generator):
     """The same protocol on torch.optim; returns the averaged network and the last loss."""
-    images, labels = data[:2]
+    # In the layout of the trainer: batch normalisation of few values enlarges differences in rounding.
+    images, labels = data[0].to(memory_format=memory_format(network)), data[1]
     average, dsa = copy.deepcopy(network), DSA(protocol.augmentation)
     optimizer = torch.optim.SGD(network.parameters(), 1.0, protocol.momentum, weight_decay=protocol.weight_decay)
     step = 0
@@ -64,10 +66,15 @@ def plain_training(network: nn.Module, data: Data, protocol: StudentProtocol, ge
     return average.eval(), loss.item()
 
 
-@pytest.mark.parametrize("batch", [256, 5])
 @pytest.mark.parametrize("warmup", [True, False])
 @pytest.mark.parametrize(
-    ("name", "options"), [CONVNET, ("mobilenet", {"width": 0.25, "repeats": 1}), ("vit", {"dim": 24, "depth": 1})]
+    ("name", "options", "batch"),
+    [
+        (*CONVNET, 256),
+        (*CONVNET, 5),
+        ("vit", {"dim": 24, "depth": 1}, 5),
+        ("mobilenet", {"width": 0.25, "repeats": 1}, 256),
+    ],
 )
 def test_trainer_against_plain_loop(data: Data, name: str, options: dict, batch: int, warmup: bool) -> None:
     protocol = StudentProtocol(4, 0.02, batch=batch, ema_warmup=warmup, ema_decay=0.7)
@@ -152,9 +159,7 @@ def test_same_seed_same_student_whatever_else_is_trained(data: Data) -> None:
 
 
 def test_diverged_students_are_recorded(data: Data) -> None:
-    (result,) = train_students(
-        *CONVNET, *data, StudentProtocol(12, 1e20, warmup_fraction=0), [0], progress=quiet
-    )
+    (result,) = train_students(*CONVNET, *data, StudentProtocol(12, 1e20, warmup_fraction=0), [0], progress=quiet)
     assert result.diverged
     assert not math.isfinite(result.train_loss_last)
     assert result.steps < 12

@@ -30,7 +30,7 @@ def tensors_digest(tensors: Mapping[str, Tensor], metadata: Any = None) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"\0{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
-        digest.update(memoryview(tensor.numpy()).cast("B") if tensor.numel() else b"")
+        digest.update(tensor.numpy().data)
     return digest.hexdigest()
 
 

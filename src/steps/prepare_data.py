@@ -1,10 +1,8 @@
 """Fetch a dataset from its first source that works, verify it, write the prepared file."""
 
-import os
-
-from diver.config.data import DatasetSpec
 
 from diver.data.prepare import fetch_and_prepare
+from diver.data.spec import DatasetSpec
 from diver.progress import step_log
 
 with step_log(snakemake.log[0], snakemake.threads, f"data {snakemake.wildcards.dataset}"):
@@ -12,5 +10,4 @@ with step_log(snakemake.log[0], snakemake.threads, f"data {snakemake.wildcards.d
         DatasetSpec(**snakemake.params.spec),
         snakemake.params.raw,
         snakemake.output.prepared,
-        folder=os.environ.get("DIVER_DATA"),
     )

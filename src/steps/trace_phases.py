@@ -10,11 +10,13 @@ from diver.sets import DistilledSet
 
 with step_log(snakemake.log[0], snakemake.threads, "trajectory"):
     config = DIVERConfig(**snakemake.params.settings)
-    trace = trace_diver(DistilledSet.read(snakemake.input.set), load_prior(snakemake.params.prior), config)
+    source = DistilledSet.read(snakemake.input.set)
+    trace = trace_diver(source, load_prior(snakemake.params.prior), config)
     np.savez(
         snakemake.output.trace,
         indices=trace.indices.numpy(),
         timesteps=trace.timesteps.numpy(),
         images=trace.images.numpy(),
         window=np.array(config.window()),
+        classes=np.array(source.classes),
     )

@@ -39,7 +39,7 @@ class DiTTraining(Model):
     depth: int = Field(8, ge=1, description="Number of blocks.")
     heads: int = Field(4, ge=1, description="Attention heads; divides the width.")
     patch: int = Field(2, ge=1, description="Latent patch size.")
-    steps: int = Field(8000, ge=1, description="Optimiser steps.")
+    steps: int = Field(6000, ge=1, description="Optimiser steps.")
     batch: int = Field(128, ge=1, description="Latents per step.")
     learning_rate: float = Field(6e-4, gt=0, description="Peak learning rate of AdamW.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay.")

@@ -115,18 +115,15 @@ class Study(Model):
 
 
 def _model_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:
-    """The model that a validation error's location lies in, following fields and dictionary keys."""
+    """The model that a validation error's location lies in, following fields and the keys of dictionaries."""
     current: Any = model
     for part in location:
         if isinstance(current, type) and issubclass(current, BaseModel):
             field = current.model_fields.get(str(part))
             current = field.annotation if field else None
-        args = [a for a in getattr(current, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
-        if args and not (isinstance(current, type) and issubclass(current, BaseModel)):
-            container, current = current, args[0]
-            if getattr(container, "__origin__", None) is dict:
-                # The next part of the location is the dictionary's key.
-                continue
+        else:
+            # A dictionary of models: the part is its key, the model its last type argument.
+            current = (getattr(current, "__args__", None) or (None,))[-1]
     return current if isinstance(current, type) and issubclass(current, BaseModel) else None
 
 

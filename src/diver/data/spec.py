@@ -82,6 +82,7 @@ class DatasetSpec(Model):
     """A dataset of one file `config/datasets/<name>.yaml`."""
 
     name: FileName = Field(description="Short name, used in paths.")
+    label: str = Field("", description="Name in tables and figures; the short name when empty.")
     classes: tuple[str, ...] = Field(min_length=2, description="Names of the classes in the order of the labels.")
     channels: int = Field(ge=1, le=4, description="Colour channels.")
     size: int = Field(ge=1, description="Height and width of the prepared images.")

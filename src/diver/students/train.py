@@ -168,9 +168,10 @@ def train_students(
 
     images: float32 [N, C, S, S] with int64 labels [N]; test images float32 [M, C, S, S] with labels [M]; all on one
     device, already in the value ranges that the study wants (nothing is converted or clipped).
-    classes: number of logits, by default the largest label plus one. progress: called with (epochs done, all epochs, note).
-    Initial weights, order and augmentation depend on the seed alone, so results but for `seconds` repeat exactly on
-    one machine and one number of threads.
+    classes: number of logits, by default the largest label plus one.
+    progress: called with (epochs done, all epochs, note); by default a line on stderr now and then.
+    Initial weights, order and augmentation depend on the seed alone, so results but for `seconds` repeat exactly
+    on one machine and one number of threads.
     Raises StudentError for tensors that do not fit together and ValueError for an unknown network or option.
     Source: GLaD (Cazenavette et al. 2023), evaluation; DSA, Zhao and Bilen 2021.
     """

@@ -1,0 +1,423 @@
+"""Figures of a study, as PNG and SVG whose bytes depend on the data only.
+
+Pictures of images are shown pixel by pixel (nearest neighbour). A treatment keeps its colour and marker in every
+figure; both come from its place in the labels.
+"""
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike, NDArray
+
+from diver.report.labels import Labels, ordered
+from diver.report.statistics import LAST, PROXY, UNSEEN, by_student, cells, seed_means, students_of, t_interval
+from diver.study import MATCHED
+
+DPI = 150
+MARKERS = "osD^vPX*<>"
+GREY = "#666666"
+# Okabe and Ito (2008), for colour-blind readers; the first, of the set that all are compared with, is grey.
+PALETTE = (GREY, "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#000000")
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+PHASES = (("chaotic", "#D55E00"), ("semantic", "#0072B2"), ("refinement", "#117755"))
+UNSEEN_MEAN = "unseen\nmean"
+IMAGE_PIXELS = 96
+# Upper estimate of the width of a bold letter of 10 points, in pixels.
+BOLD_WIDTH = 12.5
+GAP = 4
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Look of all figures; the fixed salt makes the identifiers in an SVG the same in every run."""
+    fixed: dict[str, Any] = {"svg.hashsalt": "diver", "svg.fonttype": "path", "font.family": "DejaVu Sans"}
+    sizes: dict[str, Any] = {"axes.titlesize": 11, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9}
+    look: dict[str, Any] = {
+        "axes.titleweight": "bold",
+        "legend.frameon": False,
+        "legend.fontsize": 9.5,
+        "figure.facecolor": "white",
+    }
+    grid: dict[str, Any] = {"axes.grid.axis": "y", "grid.color": "#E2E2E2"}
+    with matplotlib.rc_context(), sns.axes_style("whitegrid"):
+        matplotlib.rcParams.update({**fixed, **sizes, **look, **grid})
+        yield
+
+
+def save(figure: Figure, path: str | Path) -> tuple[Path, Path]:
+    """Write both formats beside each other; `path` is one of them, or their name without a suffix."""
+    stem = Path(path)
+    stem = stem.with_suffix("") if stem.suffix in (".png", ".svg") else stem
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    png, svg = (stem.parent / f"{stem.name}{suffix}" for suffix in (".png", ".svg"))
+    # Versions and dates in the metadata would change the bytes without a change of the figure.
+    figure.savefig(png, dpi=DPI, metadata={"Software": None})
+    figure.savefig(svg, dpi=DPI, metadata={"Date": None, "Creator": None})
+    return png, svg
+
+
+def _colours(labels: Labels, names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each stage-2 name, by its place in the labels."""
+    every = [*labels.stage2, *(name for name in names if name not in labels.stage2)]
+    return {name: (PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(every)}
+
+
+def _as_rgb(images: ArrayLike) -> NDArray[np.float32]:
+    """Images [..., C, H, W] with one or three channels as [..., H, W, 3] clipped to [0, 1]."""
+    array = np.moveaxis(np.asarray(images, dtype=np.float32), -3, -1)
+    if array.shape[-1] not in (1, 3):
+        raise ValueError(f"images have {array.shape[-1]} channels; one or three can be shown")
+    return np.clip(np.broadcast_to(array, (*array.shape[:-1], 3)), 0, 1)
+
+
+def _mosaic(images: NDArray[np.float32]) -> tuple[NDArray[np.float32], int, int]:
+    """Images [rows, columns, H, W, 3] side by side on white; also the height and width of an enlarged image."""
+    factor = max(1, round(IMAGE_PIXELS / max(images.shape[2:4])))
+    large = images.repeat(factor, axis=2).repeat(factor, axis=3)
+    rows, columns, height, width, _ = large.shape
+    canvas = np.ones((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), dtype=np.float32)
+    for i in range(rows):
+        for j in range(columns):
+            top, left = i * (height + GAP), j * (width + GAP)
+            canvas[top : top + height, left : left + width] = large[i, j]
+    return canvas, height, width
+
+
+def _show_mosaic(canvas: NDArray[np.float32], left: float, top: float) -> tuple[Figure, Axes]:
+    """A figure that shows the canvas pixel for pixel, with margins in inches for text at its left and top."""
+    height, width = canvas.shape[0] / DPI, canvas.shape[1] / DPI
+    margin = 0.08
+    total = (left + width + margin, top + height + margin)
+    figure = Figure(figsize=total)
+    axes = figure.add_axes((left / total[0], margin / total[1], width / total[0], height / total[1]))
+    axes.imshow(canvas, interpolation="nearest", aspect="auto")
+    axes.axis("off")
+    return figure, axes
+
+
+def _row_titles(axes: Axes, titles: Sequence[str], height: int, shift: float = 0) -> None:
+    for i, title in enumerate(titles):
+        middle = i * (height + GAP) + height / 2
+        text = "\n".join(textwrap.wrap(title, 16))
+        axes.text(-GAP * 2, middle + shift, text, ha="right", va="center", fontsize=10)
+
+
+def _left_margin(titles: Sequence[str]) -> float:
+    """Inches that wrapped row titles need."""
+    longest = max((len(line) for title in titles for line in textwrap.wrap(title, 16)), default=0)
+    return 0.15 + 0.092 * longest
+
+
+def gallery(
+    sets: Mapping[str, tuple[ArrayLike, ArrayLike]], classes: Sequence[str], path: str | Path
+) -> tuple[Path, Path]:
+    """One row per set and one column per class: the first image of the class, so that columns show the same image.
+
+    `sets`: row title -> (images [N, C, H, W] nominally in [0, 1], integer labels [N]); values outside are clipped
+    for display. Sets of different image sizes are brought to the largest by whole factors where that fits.
+    Raises ValueError if a class has no image.
+    """
+    rows = []
+    for title, (images, labels) in sets.items():
+        found, array = np.asarray(labels), _as_rgb(images)
+        firsts = [np.flatnonzero(found == i) for i in range(len(classes))]
+        if empty := [classes[i] for i, first in enumerate(firsts) if not len(first)]:
+            raise ValueError(f"{title}: no image of class {', '.join(empty)}")
+        rows.append(array[[first[0] for first in firsts]])
+    size = max(row.shape[1] for row in rows)
+    canvas, height, width = _mosaic(np.stack([_enlarge(row, size) for row in rows]))
+    with _style():
+        figure, axes = _show_mosaic(canvas, _left_margin(list(sets)), 0.3)
+        _row_titles(axes, list(sets), height)
+        for j, name in enumerate(classes):
+            middle = j * (width + GAP) + width / 2
+            text = textwrap.shorten(name.replace("_", " "), 11, placeholder="…") if len(name) > 11 else name
+            axes.text(middle, -GAP * 2, text, ha="center", va="bottom", fontsize=8.5)
+        return save(figure, path)
+
+
+def _enlarge(images: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """Square images [N, S, S, 3] to the given size by nearest neighbour."""
+    index = (np.arange(size) * images.shape[1]) // size
+    return images[:, index][:, :, index]
+
+
+def phases(
+    images: ArrayLike,
+    indices: Sequence[int],
+    timesteps: Sequence[int],
+    window: tuple[int, int],
+    path: str | Path,
+    rows: Sequence[str] = (),
+    columns: int = 12,
+) -> tuple[Path, Path]:
+    """The predicted clean image along one chain, from the noisy end to the clean one, under the names of its phases.
+
+    `images`: [K, C, H, W] or, for several chains as rows, [K, N, C, H, W], nominally in [0, 1].
+    `indices`, `timesteps`: [K], of the respaced and of the full schedule, falling. `window`: lowest and highest index
+    with guidance, both included. `rows`: titles of the N rows. `columns`: how many of the K to show, evenly spaced.
+    """
+    array = _as_rgb(images)
+    array = array[:, None] if array.ndim == 4 else array
+    chosen = np.unique(np.linspace(0, len(indices) - 1, min(columns, len(indices))).round().astype(int))
+    canvas, height, width = _mosaic(np.moveaxis(array[chosen], 0, 1))
+    k, t = ([int(values[i]) for i in chosen] for values in (indices, timesteps))
+    with _style():
+        figure, axes = _show_mosaic(canvas, _left_margin(rows) if rows else 0.08, 0.75)
+        _row_titles(axes, rows, height)
+        for j in range(len(chosen)):
+            middle = j * (width + GAP) + width / 2
+            text = f"k={k[j]}\nt={t[j]}"
+            axes.text(middle, -GAP * 2, text, ha="center", va="bottom", fontsize=8.5, color="#333333")
+        phase = [0 if one > window[1] else 1 if one >= window[0] else 2 for one in k]
+        _phase_bars(axes, phase, width)
+        return save(figure, path)
+
+
+def _phase_bars(axes: Axes, phase: Sequence[int], width: int) -> None:
+    """A coloured line with its phase's name over the columns of each phase."""
+    notes = ("label only", "label + guidance", "label only")
+    level = -GAP * 2 - 54
+    for number in sorted(set(phase)):
+        name, colour = PHASES[number]
+        first, last = phase.index(number), len(phase) - 1 - phase[::-1].index(number)
+        left, right = first * (width + GAP), last * (width + GAP) + width
+        axes.plot([left, right], [level, level], color=colour, linewidth=4, clip_on=False, solid_capstyle="butt")
+        # A narrow phase has room for its name only.
+        text = f"{name} ({notes[number]})"
+        text = text if len(text) * BOLD_WIDTH <= right - left else name
+        axes.text((left + right) / 2, level - 9, text, ha="center", va="bottom", color=colour, weight="bold")
+    axes.set_autoscale_on(False)
+
+
+def cross_architecture(
+    table: pd.DataFrame,
+    labels: Labels,
+    path: str | Path,
+    treatments: Sequence[str] | None = None,
+    chance: float | None = None,
+) -> tuple[Path, Path]:
+    """Accuracy of every architecture and of the unseen mean, with intervals over seeds; matched scale.
+
+    A panel for each stage-1 set (rows; of each dataset when there are several) and IPC (columns), a colour for each
+    stage-2 treatment. `treatments`: those to show, in order; all by default. `chance`: accuracy of guessing, a line.
+    """
+    shown = table[(table["scale"] == MATCHED) & table["stage2"].isin(treatments or list(table["stage2"]))]
+    names = list(treatments or ordered(labels.stage2, shown["stage2"]))
+    chosen = labels.order_cells(cells(shown))
+    panels = list(dict.fromkeys((one.dataset, one.stage1) for one in chosen))
+    ipcs = sorted({one.ipc for one in chosen})
+    points = _architecture_points(shown, labels)
+    order = [*(labels.architecture.get(one, one) for one in ordered(labels.architecture, shown["architecture"]))]
+    order = [_tick(name, shown, labels) for name in order] + [UNSEEN_MEAN]
+    colours = _colours(labels, names)
+    with _style():
+        figure = Figure(figsize=(4.6 * len(ipcs) + 0.4, 2.75 * len(panels) + 0.75), layout="constrained")
+        grid = figure.subplots(len(panels), len(ipcs), squeeze=False, sharex=True, sharey="col")
+        for i, (dataset, stage1) in enumerate(panels):
+            for j, ipc in enumerate(ipcs):
+                mine = points[(points.dataset == dataset) & (points.stage1 == stage1) & (points.ipc == ipc)]
+                _point_panel(grid[i, j], mine, order, [name for name in names if name in set(mine.stage2)], colours)
+                title = f"{labels.stage1.get(stage1, stage1)}, IPC {ipc}"
+                several = len({one for one, _ in panels}) > 1
+                grid[i, j].set_title(f"{labels.dataset.get(dataset, dataset)}: {title}" if several else title)
+                grid[i, j].set_ylabel("test accuracy (%)" if j == 0 else "")
+                _chance(grid[i, j], chance)
+        _legend(figure, names, labels, colours)
+        return save(figure, path)
+
+
+def _tick(label: str, table: pd.DataFrame, labels: Labels) -> str:
+    """Label of an architecture on the axis, saying which one is the proxy."""
+    proxies = table.loc[table["role"] == PROXY, "architecture"].unique()
+    return f"{label}\n(proxy)" if label in {labels.architecture.get(one, one) for one in proxies} else label
+
+
+def _architecture_points(table: pd.DataFrame, labels: Labels) -> pd.DataFrame:
+    """A row per point that the figure averages over seeds: the cell, `place` on the axis, seed, accuracy."""
+    records = []
+    for cell in cells(table):
+        rows = students_of(table, cell)
+        for (seed, architecture), value in by_student(rows).items():  # type: ignore[misc]
+            place = _tick(labels.architecture.get(architecture, architecture), table, labels)
+            records.append({**cell._asdict(), "place": place, "seed": seed, LAST: value})
+        unseen = rows[rows["role"] == UNSEEN]
+        means = seed_means(unseen) if len(unseen) else pd.Series(dtype=float)
+        records.extend({**cell._asdict(), "place": UNSEEN_MEAN, "seed": s, LAST: value} for s, value in means.items())
+    return pd.DataFrame(records)
+
+
+def _bounds(values: ArrayLike) -> tuple[float, float]:
+    interval = t_interval(values)
+    return interval.low, interval.high
+
+
+def _point_panel(
+    axes: Axes,
+    points: pd.DataFrame,
+    order: Sequence[str],
+    names: Sequence[str],
+    colours: Mapping[str, tuple[str, str]],
+) -> None:
+    places = [place for place in order if place in set(points["place"])]
+    sns.pointplot(
+        data=points,
+        x="place",
+        y=LAST,
+        hue="stage2",
+        order=places,
+        hue_order=list(names),
+        palette=[colours[name][0] for name in names],
+        markers=[colours[name][1] for name in names],
+        linestyles="none",
+        errorbar=_bounds,
+        dodge=0.11 * len(names) if len(names) > 1 else False,
+        markersize=5.5,
+        err_kws={"linewidth": 1.4},
+        legend=False,
+        ax=axes,
+    )
+    axes.set_xlabel("")
+    axes.tick_params(axis="x", length=0)
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    if UNSEEN_MEAN in places:
+        axes.axvspan(len(places) - 1.5, len(places) - 0.5, color="#F1F1F1", zorder=0, linewidth=0)
+    axes.set_xlim(-0.5, len(places) - 0.5)
+
+
+def _chance(axes: Axes, chance: float | None) -> None:
+    """A dotted line, unless it is so far below the points that the axis would be mostly empty."""
+    low, high = axes.get_ylim()
+    if chance is not None and low - chance < 0.3 * (high - low):
+        axes.axhline(chance, color=GREY, linewidth=1, linestyle=":", zorder=1)
+
+
+def _legend(figure: Figure, names: Sequence[str], labels: Labels, colours: Mapping[str, tuple[str, str]]) -> None:
+    handles = [
+        Line2D([], [], color=colours[name][0], marker=colours[name][1], linestyle="none", markersize=6.5, label=label)
+        for name in names
+        for label in [labels.stage2.get(name, name)]
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(names)), columnspacing=1.6)
+
+
+def ladder(
+    table: pd.DataFrame,
+    labels: Labels,
+    path: str | Path,
+    stage1: str,
+    steps: Sequence[str],
+    chance: float | None = None,
+) -> tuple[Path, Path]:
+    """Accuracy along the steps of a ladder on one stage-1 set: unseen mean and proxy, a panel per dataset and IPC.
+
+    Points are means with intervals over seeds, joined in the order of `steps` (stage-2 names); matched scale.
+    """
+    chosen = [
+        one
+        for one in labels.order_cells(cells(table))
+        if one.stage1 == stage1 and one.scale == MATCHED and one.stage2 in steps
+    ]
+    panels = list(dict.fromkeys((one.dataset, one.ipc) for one in chosen))
+    ticks = ["\n".join(textwrap.wrap(labels.stage2.get(name, name), 12)) for name in steps]
+    looks = {UNSEEN: ("#0072B2", "o", "-", "unseen mean"), PROXY: ("#D55E00", "s", "--", "proxy")}
+    with _style():
+        figure = Figure(figsize=(max(3.2, 0.92 * len(steps) + 0.5) * len(panels), 4.0), layout="constrained")
+        grid = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (dataset, ipc) in zip(grid, panels, strict=True):
+            here = [one for one in chosen if (one.dataset, one.ipc) == (dataset, ipc)]
+            for shift, (role, (colour, marker, line, _)) in zip((-0.06, 0.06), looks.items(), strict=True):
+                _joined(axes, table, here, steps, role, shift, {"color": colour, "marker": marker, "linestyle": line})
+            axes.set_xticks(range(len(steps)), ticks, fontsize=8.5)
+            axes.set_xlim(-0.4, len(steps) - 0.6)
+            axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+            several = len({one for one, _ in panels}) > 1
+            axes.set_title(f"{labels.dataset.get(dataset, dataset)}, IPC {ipc}" if several else f"IPC {ipc}")
+            _chance(axes, chance)
+        grid[0].set_ylabel("test accuracy (%)")
+        handles = [
+            Line2D([], [], color=colour, marker=marker, linestyle=line, label=name)
+            for role, (colour, marker, line, name) in looks.items()
+            if role in set(table["role"])
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+        return save(figure, path)
+
+
+def _joined(
+    axes: Axes,
+    table: pd.DataFrame,
+    chosen: Sequence[Any],
+    steps: Sequence[str],
+    role: str,
+    shift: float,
+    look: dict[str, Any],
+) -> None:
+    of_role = table[table["role"] == role]
+    by_step = {one.stage2: students_of(of_role, one) for one in chosen}
+    present = [name for name in steps if name in by_step and len(by_step[name])]
+    intervals = [t_interval(seed_means(by_step[name])) for name in present]
+    if not intervals:
+        return
+    x = [steps.index(name) + shift for name in present]
+    y = [one.mean for one in intervals]
+    half = np.nan_to_num([one.half_width for one in intervals])
+    axes.errorbar(x, y, yerr=half, markersize=6, linewidth=1.4, elinewidth=1.4, capsize=3, **look)
+
+
+def gain_vs_prior(
+    points: pd.DataFrame, quality: str, path: str | Path, gain: str = "gain on unseen networks (points)"
+) -> tuple[Path, Path]:
+    """Gain over the stage-1 set against the quality of the prior.
+
+    `points`: columns quality, mean, low, high; optional series (a line each) and name (written at the point of the
+    first series). `quality`, `gain`: labels of the axes.
+    """
+    series = points["series"] if "series" in points else pd.Series("", index=points.index)
+    with _style():
+        figure = Figure(figsize=(6.2, 3.9), layout="constrained")
+        axes = figure.subplots()
+        # Series stand a little beside each other, so that no interval hides another.
+        shift = 0.01 * (points["quality"].max() - points["quality"].min())
+        for number, (name, rows) in enumerate(points.groupby(series, sort=False)):
+            rows = rows.sort_values("quality")
+            x = rows["quality"] + (number - (series.nunique() - 1) / 2) * shift
+            bounds = np.nan_to_num([rows["mean"] - rows["low"], rows["high"] - rows["mean"]])
+            look: dict[str, Any] = {"color": SERIES[number % len(SERIES)], "marker": MARKERS[number % len(MARKERS)]}
+            axes.errorbar(x, rows["mean"], yerr=bounds, capsize=3, label=str(name), **look)
+        axes.axhline(0, color=GREY, linewidth=1.2, zorder=1)
+        axes.margins(x=0.12, y=0.12)
+        axes.set_xlabel(quality)
+        axes.set_ylabel(gain)
+        if "name" in points:
+            _name_priors(axes, points)
+        if series.nunique() > 1:
+            figure.legend(loc="outside lower center", ncols=3)
+        return save(figure, path)
+
+
+def _name_priors(axes: Axes, points: pd.DataFrame) -> None:
+    """The priors' names over the plot, one at each quality, where no point or interval can lie."""
+    named = points.drop_duplicates("quality").sort_values("quality")
+    gaps = named["quality"].diff() / (named["quality"].max() - named["quality"].min())
+    height = 4
+    for quality, name, gap in zip(named["quality"], named["name"], gaps, strict=True):
+        # A name close to the one before it goes higher, or back down when that one is high already.
+        height = 30 if gap < 0.2 and height == 4 else 4
+        axes.axvline(quality, color="#DDDDDD", linewidth=1, zorder=0)
+        text = "\n".join(textwrap.wrap(str(name), 14))
+        axes.annotate(
+            text, (quality, 1), (0, height), xycoords=("data", "axes fraction"), textcoords="offset points",
+            ha="center", va="bottom", fontsize=8.5,
+        )  # fmt: skip

@@ -1,0 +1,46 @@
+"""Names and order of what tables and figures show; given by the caller, so that no method is known here by name."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from diver.report.statistics import Cell
+from diver.study import MATCHED
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Short name -> displayed name. The order of a mapping is the order of display; other names follow, as they are."""
+
+    stage1: Mapping[str, str] = field(default_factory=dict)
+    stage2: Mapping[str, str] = field(default_factory=dict)
+    architecture: Mapping[str, str] = field(default_factory=dict)
+    dataset: Mapping[str, str] = field(default_factory=dict)
+
+    def order_cells(self, cells: Iterable[Cell]) -> list[Cell]:
+        """Cells by dataset, IPC, stage 1, stage 2 and scale (the matched one first)."""
+
+        def key(cell: Cell) -> tuple[tuple[int, str], int, tuple[int, str], tuple[int, str], bool]:
+            return (
+                _rank(self.dataset, cell.dataset),
+                cell.ipc,
+                _rank(self.stage1, cell.stage1),
+                _rank(self.stage2, cell.stage2),
+                cell.scale != MATCHED,
+            )
+
+        return sorted(cells, key=key)
+
+    def treatment(self, cell: Cell) -> str:
+        """Displayed stage 2, with the scale when it is not the matched one."""
+        name = self.stage2.get(cell.stage2, cell.stage2)
+        return name if cell.scale == MATCHED else f"{name}, {cell.scale} scale"
+
+
+def ordered(names: Mapping[str, str], present: Iterable[str]) -> list[str]:
+    """The names that are present, in the order of the mapping; those that it does not hold follow alphabetically."""
+    return sorted(set(present), key=lambda name: _rank(names, name))
+
+
+def _rank(names: Mapping[str, str], name: str) -> tuple[int, str]:
+    known = list(names)
+    return (known.index(name), "") if name in known else (len(known), name)

@@ -1,0 +1,351 @@
+"""Tables of a study: numbers for machines (CSV) and the same rows for people (LaTeX, HTML, Markdown)."""
+
+import html
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from diver.config.study import NONE
+from diver.report.labels import Labels, ordered
+from diver.report.statistics import (
+    BEST,
+    LAST,
+    PROXY,
+    UNSEEN,
+    Cell,
+    Interval,
+    cells,
+    compare,
+    seed_means,
+    stage1_pairs,
+    step_pairs,
+    students_of,
+    t_interval,
+)
+from diver.study import MATCHED
+
+NOT_DISTINGUISHABLE = "~"
+DIVERGED = "†"
+MISSING = "n/a"
+# Says in every column name that the number was chosen with the test images in sight.
+BEST_NAME = "best_peeking_at_test"
+ROW_NAMES = ("Dataset", "IPC", "Stage 1", "Stage 2")
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table in two views of the same rows.
+
+    `data`: raw numbers. `display`: text cells; its first `keys` columns name the row, and a change in the first
+    `blocks` of them begins a block. `legend`: the lines under the table.
+    """
+
+    title: str
+    data: pd.DataFrame
+    display: pd.DataFrame
+    keys: int
+    blocks: int
+    legend: tuple[str, ...]
+
+
+def interval_text(interval: Interval, signed: bool = False) -> str:
+    """'31.2 ± 0.9', half width of the interval after the sign; 'n/a' instead of it for a single seed."""
+    # Adding zero turns the -0.0 of rounding into 0.0.
+    rounded = round(interval.mean, 1) + 0.0
+    mean = f"{rounded:+.1f}" if signed else f"{rounded:.1f}"
+    half = MISSING if math.isnan(interval.half_width) else f"{interval.half_width:.1f}"
+    return f"{mean.replace('-', '−')} ± {half}"
+
+
+def cross_architecture(table: pd.DataFrame, labels: Labels) -> Table:
+    """All sets x all architectures, the mean over the unseen ones, and the differences to the stage-1 set.
+
+    `table`: the tidy table of one study, a row per trained student. Raises StatisticsError if students are missing.
+    """
+    differences = compare(table, stage1_pairs(table))
+    columns = {UNSEEN: "Δ unseen", PROXY: "Δ proxy"}
+    rows = labels.order_cells(cells(table))
+    legend = ["Δ: difference to the stage-1 set, paired by seed and architecture, in percentage points."]
+    if any(one.scale != MATCHED for one in rows):
+        legend.append(
+            "Rows of another scale than the matched one are compared with the stage-1 set at the same scale if it was "
+            "trained so, else at the matched scale."
+        )
+    return _assemble(
+        "Test accuracy of student architectures", table, labels, rows, {"": (differences, columns)}, legend
+    )
+
+
+def ablation(table: pd.DataFrame, labels: Labels, stage1: str, ladder: Sequence[str]) -> Table:
+    """The steps of a ladder on one stage-1 set, at the matched scale, in the ladder's order.
+
+    Differences to the stage-1 set and to the step before it, corrected together. Raises StatisticsError if students
+    are missing.
+    """
+    names = replace(labels, stage2={name: labels.stage2.get(name, name) for name in ladder})
+    needed = [NONE, *ladder]
+    chosen = table[(table["stage1"] == stage1) & (table["scale"] == MATCHED) & table["stage2"].isin(needed)]
+    to_stage1, by_step = stage1_pairs(chosen), step_pairs(chosen, stage1, ladder)
+    every = compare(chosen, dict.fromkeys([*to_stage1, *by_step]))
+    step_before = dict(zip(ladder[1:], ladder, strict=False))
+    is_step = every["reference_stage2"] == every["stage2"].map(step_before)
+    groups = {
+        "": (every[every["reference_stage2"] == NONE], {UNSEEN: "Δ unseen", PROXY: "Δ proxy"}),
+        "step": (every[is_step], {UNSEEN: "Δ unseen to row above", PROXY: "Δ proxy to row above"}),
+    }
+    legend = ["Δ: difference to the stage-1 set or to the row above, paired by seed and architecture, in points."]
+    rows = [one for one in names.order_cells(cells(chosen)) if one.stage2 in ladder]
+    return _assemble("Ladder", chosen, names, rows, groups, legend, every)
+
+
+Differences = Mapping[str, tuple[pd.DataFrame, Mapping[str, str]]]
+
+
+def _assemble(
+    title: str,
+    table: pd.DataFrame,
+    labels: Labels,
+    rows: Sequence[Cell],
+    groups: Differences,
+    legend: Sequence[str],
+    family: pd.DataFrame | None = None,
+) -> Table:
+    """`groups`: prefix of the columns in the data -> (differences, role -> displayed column).
+
+    `family`: all comparisons that were corrected together, when the groups do not show each exactly once.
+    """
+    display, data = [], []
+    for cell in rows:
+        texts, numbers = _accuracies(students_of(table, cell), labels)
+        for prefix, (differences, columns) in groups.items():
+            for role, column in columns.items():
+                text, found = _difference(differences, cell, role)
+                texts[column] = text
+                name = f"difference_{prefix}_{role}" if prefix else f"difference_{role}"
+                numbers.update({f"{name}_{key}": value for key, value in found.items()})
+        display.append({**_row_names(cell, labels), **texts})
+        data.append({**cell._asdict(), **numbers})
+    shown = pd.DataFrame(display).fillna("")
+    # A column that says the same in every row belongs in the title.
+    same = [name for name in ("Dataset", "Stage 1") if shown[name].nunique() == 1]
+    title = ", ".join([title, *(str(shown[name].iloc[0]) for name in same)])
+    shown = shown.drop(columns=same)
+    corrected = family if family is not None else next(iter(groups.values()))[0]
+    lines = (*_legend(table, labels), *legend, *_correction(corrected))
+    keys = len(ROW_NAMES) - len(same)
+    return Table(title, pd.DataFrame(data), shown, keys, keys - 1, lines)
+
+
+def _row_names(cell: Cell, labels: Labels) -> dict[str, str]:
+    names = (
+        labels.dataset.get(cell.dataset, cell.dataset),
+        str(cell.ipc),
+        labels.stage1.get(cell.stage1, cell.stage1),
+        labels.treatment(cell),
+    )
+    return dict(zip(ROW_NAMES, names, strict=True))
+
+
+def _accuracies(rows: pd.DataFrame, labels: Labels) -> tuple[dict[str, str], dict[str, Any]]:
+    """Displayed and raw accuracy of each architecture and of the unseen mean, for the students of one cell."""
+    texts: dict[str, str] = {}
+    numbers: dict[str, Any] = {}
+    for name in ordered(labels.architecture, rows["architecture"]):
+        one = rows[rows["architecture"] == name]
+        role = str(one["role"].iloc[0])
+        column = labels.architecture.get(name, name) + (" (proxy)" if role == PROXY else "")
+        texts[column] = _accuracy(one, name, numbers)
+    if (rows["role"] == UNSEEN).any():
+        texts["unseen mean"] = _accuracy(rows[rows["role"] == UNSEEN], "unseen", numbers)
+    numbers["students"] = len(rows)
+    return texts, numbers
+
+
+def _accuracy(rows: pd.DataFrame, name: str, numbers: dict[str, Any]) -> str:
+    intervals = {"last": t_interval(seed_means(rows, LAST)), BEST_NAME: t_interval(seed_means(rows, BEST))}
+    for kind, interval in intervals.items():
+        for key in ("mean", "low", "high"):
+            numbers[f"{name}_{kind}_{key}"] = getattr(interval, key)
+    diverged = int(rows["diverged"].sum())
+    numbers[f"{name}_seeds"], numbers[f"{name}_diverged"] = intervals["last"].n, diverged
+    return interval_text(intervals["last"]) + (f" {DIVERGED}{diverged}" if diverged else "")
+
+
+def _difference(differences: pd.DataFrame, cell: Cell, role: str) -> tuple[str, dict[str, Any]]:
+    mask = differences["role"] == role
+    for key, value in cell._asdict().items():
+        mask &= differences[key] == value
+    if not mask.any():
+        return "", {}
+    row = differences[mask].iloc[0]
+    found = {str(key): row[key] for key in differences.columns if key not in (*Cell._fields, "role")}
+    interval = Interval(float(row["mean"]), float(row["low"]), float(row["high"]), int(row["seeds"]))
+    mark = "" if row["distinguishable"] else f" {NOT_DISTINGUISHABLE}"
+    return interval_text(interval, signed=True) + mark, found
+
+
+def _legend(table: pd.DataFrame, labels: Labels) -> list[str]:
+    seeds = table.groupby("architecture")["seed"].nunique()
+    count = str(seeds.max()) if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
+    unseen = ordered(labels.architecture, table.loc[table["role"] == UNSEEN, "architecture"])
+    lines = [
+        "Test accuracy in % after the last epoch: mean ± half width of the 95 % t-interval over "
+        f"{count} seed{'' if count == '1' else 's'}."
+    ]
+    if unseen:
+        names = ", ".join(labels.architecture.get(name, name) for name in unseen)
+        lines.append(
+            f"Unseen mean: average over {names} within a seed; its interval is over seeds, for these architectures."
+        )
+    if (diverged := int(table["diverged"].sum())) > 0:
+        lines.append(f"{DIVERGED}k: k of the students diverged ({diverged} in all); they count as measured.")
+    return lines
+
+
+def _correction(differences: pd.DataFrame) -> list[str]:
+    tested = differences.dropna(subset=["p"])
+    if differences.empty:
+        return []
+    if tested.empty:
+        return [f"{NOT_DISTINGUISHABLE}: with a single seed no difference can be distinguished from zero."]
+    typical, corrected = tested["minimum_detectable"].median(), tested["minimum_detectable_corrected"].median()
+    return [
+        "The intervals are for one comparison at a time; the mark is for all of them together.",
+        f"{NOT_DISTINGUISHABLE}: not distinguishable from zero at 5 % (paired t-test over seeds, Holm's correction "
+        f"over the {len(tested)} comparisons of this table).",
+        f"A difference of {typical:.1f} points (median over the comparisons) would be found with 80 % power by one "
+        f"test alone, and one of {corrected:.1f} points after the correction's first step.",
+    ]
+
+
+def write_table(table: Table, *paths: str | Path) -> None:
+    """Write the table in the format of each path's suffix: .csv, .tex, .html or .md. Raises ValueError for others."""
+    for path in map(Path, paths):
+        if path.suffix not in WRITERS:
+            raise ValueError(f"{path}: a table is written as {', '.join(WRITERS)}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(WRITERS[path.suffix](table), encoding="utf-8", newline="\n")
+
+
+def to_csv(table: Table) -> str:
+    """The raw numbers."""
+    return str(table.data.to_csv(index=False, lineterminator="\n"))
+
+
+def to_markdown(table: Table) -> str:
+    """A GitHub table, title above, legend below."""
+
+    def line(values: Sequence[str]) -> str:
+        return "| " + " | ".join(_markdown(value) for value in values) + " |"
+
+    columns = list(table.display.columns)
+    rules = [":--" if i < table.keys else "--:" for i in range(len(columns))]
+    body = [line(list(row)) for row in table.display.itertuples(index=False)]
+    head = [f"**{_markdown(table.title)}**", "", line(columns), "| " + " | ".join(rules) + " |"]
+    return "\n".join([*head, *body, "", *(f"- {_markdown(text)}" for text in table.legend)]) + "\n"
+
+
+def to_tex(table: Table) -> str:
+    r"""A `table` environment for the package booktabs; \input it."""
+    columns = list(table.display.columns)
+    shape = "l" * table.keys + "r" * (len(columns) - table.keys)
+    lines = [r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering\small\setlength{\tabcolsep}{4pt}"]
+    lines += [rf"\caption{{{_tex(table.title)}}}", rf"\begin{{tabular}}{{{shape}}}", r"\toprule"]
+    lines += [" & ".join(map(_tex, columns)) + r" \\", r"\midrule"]
+    for row, begins in zip(table.display.itertuples(index=False), _block_starts(table), strict=True):
+        lines += [r"\addlinespace"] if begins else []
+        lines.append(" & ".join(map(_tex, row)) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}", r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize"]
+    lines += [r"\par ".join(["", *map(_tex, table.legend)]).strip(), r"\end{minipage}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def to_html(table: Table) -> str:
+    """A document of its own that loads nothing from elsewhere."""
+    columns = "".join(
+        f'<th scope="col"{" class=key" if i < table.keys else ""}>{html.escape(name)}</th>'
+        for i, name in enumerate(table.display.columns)
+    )
+    body = []
+    for row, begins in zip(table.display.itertuples(index=False), _block_starts(table), strict=True):
+        texts = [html.escape(str(value)) for value in row]
+        named = "".join(f'<th scope="row">{text}</th>' for text in texts[: table.keys])
+        rest = "".join(f"<td>{text}</td>" for text in texts[table.keys :])
+        body.append(f"<tr{' class=block' if begins else ''}>{named}{rest}</tr>")
+    legend = "".join(f"<li>{html.escape(text)}</li>" for text in table.legend)
+    return _HTML.format(title=html.escape(table.title), columns=columns, body="\n".join(body), legend=legend)
+
+
+WRITERS: dict[str, Callable[[Table], str]] = {".csv": to_csv, ".tex": to_tex, ".html": to_html, ".md": to_markdown}
+
+
+def _block_starts(table: Table) -> list[bool]:
+    """For each row whether it begins a block, the first row excepted."""
+    names = [tuple(row[: table.blocks]) for row in table.display.itertuples(index=False)]
+    return [i > 0 and name != names[i - 1] for i, name in enumerate(names)]
+
+
+_TEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"$\sim$",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "−": r"$-$",
+    "Δ": r"$\Delta$",
+    "†": r"\dag{}",
+}
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(character, character) for character in str(text))
+
+
+def _markdown(text: str) -> str:
+    escaped = str(text)
+    for character in "\\|*_~`<":
+        escaped = escaped.replace(character, f"\\{character}")
+    return escaped
+
+
+_HTML = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 1.5rem; }}
+h1 {{ font-size: 1.2rem; }}
+.wide {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .3rem .7rem; text-align: right; white-space: nowrap; }}
+thead th {{ border-bottom: 2px solid #222; vertical-align: bottom; }}
+tbody tr:last-child > * {{ border-bottom: 2px solid #222; }}
+tbody tr:hover > * {{ background: #f0f4f8; }}
+tr.block > * {{ border-top: 1px solid #bbb; }}
+tbody th {{ font-weight: normal; }}
+tbody th, th.key {{ text-align: left; }}
+ul {{ color: #444; font-size: .9rem; padding-left: 1.2rem; max-width: 60rem; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+<div class="wide">
+<table>
+<thead><tr>{columns}</tr></thead>
+<tbody>
+{body}
+</tbody>
+</table>
+</div>
+<ul>{legend}</ul>
+</body>
+</html>
+"""

@@ -1,0 +1,13 @@
+"""Draw the accuracy of all sets and architectures, and the ladder."""
+
+import pandas as pd
+
+from diver.progress import step_log
+from diver.report.figures import cross_architecture, ladder
+from diver.report.labels import Labels
+
+output, params = snakemake.output, snakemake.params
+with step_log(snakemake.log[0], snakemake.threads, "figures"):
+    results, labels = pd.read_csv(snakemake.input.results, keep_default_na=False), Labels(**params.names)
+    cross_architecture(results, labels, output.cross)
+    ladder(results, labels, params.ladder_of, params.ladder, output.ladder)

@@ -1,0 +1,113 @@
+"""The study's schema: refusals that teach, cells and paths, the generated schema."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from diver.config.base import ConfigError
+from diver.config.study import Study, load_study, parse_study
+from diver.study import SetCell, StudentCell, set_cells, set_path, student_cells, students_path
+
+ROOT = Path(__file__).parents[1]
+STUDIES = sorted(p for p in (ROOT / "config").glob("*.yaml"))
+
+
+def raw(name: str = "test") -> dict[str, Any]:
+    return yaml.safe_load((ROOT / f"config/{name}.yaml").read_text())
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+def test_every_study_is_valid(path: Path) -> None:
+    study = load_study(path)
+    for dataset in study.datasets:
+        assert (ROOT / f"config/datasets/{dataset}.yaml").exists()
+
+
+def test_schema_file_is_current() -> None:
+    assert json.loads((ROOT / "config/schema.json").read_text()) == Study.model_json_schema(), "run: diver schema"
+
+
+def test_every_field_has_a_description() -> None:
+    for name, model in Study.model_json_schema()["$defs"].items():
+        for field, content in model.get("properties", {}).items():
+            assert content.get("description"), f"{name}.{field}"
+
+
+def edit(keys: str, value: Any) -> dict[str, Any]:
+    content = raw()
+    at = content
+    *path, last = keys.split("/")
+    for key in path:
+        at = at[key]
+    at[last] = value
+    return content
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "words"),
+    [
+        ("studnets", {}, ["studnets", "did you mean 'students'"]),
+        ("students/protocol/epoch", 3, ["students.protocol.epoch", "did you mean 'epochs'"]),
+        ("students/architectures/convnet/rol", "proxy", ["rol", "did you mean 'role'"]),
+        ("recover/diver/method", "divr", ["recover.diver", "did you mean 'diver'"]),
+        ("recover/diver/settings/gama", 1, ["recover.diver", "gama", "did you mean 'gamma'"]),
+        ("recover/diver/settings/sp_low", 45, ["recover.diver", "sp_low = 45", "window is empty"]),
+        ("recover/diver/applies_to", ["dn"], ["recover.diver.applies_to", "did you mean 'dm'"]),
+        ("distill/dm/settings/iterations", 0, ["distill.dm", "iterations", "0"]),
+        ("report/ladder", ["none", "inheritence"], ["report.ladder", "did you mean 'inheritance'"]),
+        ("students/as_published", ["predd2"], ["students.as_published", "did you mean 'predd'"]),
+        ("ipc", ["ten"], ["ipc.0", "ten"]),
+        ("students/protocol/epochs", {1: 5}, ["students.protocol.epochs", "no entry for IPC 2"]),
+    ],
+)
+def test_faults_are_named_with_key_and_remedy(keys: str, value: Any, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        parse_study(edit(keys, value), "study.yaml")
+    message = str(refusal.value)
+    assert message.startswith("study.yaml is refused")
+    for word in words:
+        assert word in message, message
+
+
+def test_all_faults_come_at_once() -> None:
+    content = edit("studnets", {})
+    content["students"]["seeds"] = []
+    with pytest.raises(ConfigError) as refusal:
+        parse_study(content, "study.yaml")
+    assert "studnets" in str(refusal.value) and "students.seeds" in str(refusal.value)
+
+
+@pytest.mark.parametrize(("content", "word"), [("- a\n", "mapping"), ("a: [", "study.yaml"), (None, "study.yaml")])
+def test_unreadable_studies(tmp_path: Path, content: str | None, word: str) -> None:
+    path = tmp_path / "study.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=word):
+        load_study(path)
+
+
+def test_cells_and_paths() -> None:
+    study = parse_study(raw(), "test")
+    sets = list(set_cells(study))
+    assert len(sets) == len(set(sets)) == 3 + 5
+    assert SetCell("cifar10-slice", 2, "random", "diver") not in sets
+    students = list(student_cells(study))
+    assert len(students) == 2 * (len(sets) + 1)
+    paths = [students_path(study, s) for s in students] + [set_path(study, s) for s in sets]
+    assert len(paths) == len(set(paths))
+    one = StudentCell(SetCell("cifar10-slice", 2, "dm", "diver"), "as-published", "resnet")
+    assert students_path(study, one) == Path(
+        "results/test/students/cifar10-slice/ipc2/dm/diver/as-published/resnet.csv"
+    )
+
+
+def test_settings_by_ipc_and_defaults() -> None:
+    study = load_study(ROOT / "config/default.yaml")
+    assert study.recover["diver"].full()["gamma"] == 0.1
+    assert study.recover["predd"].full()["by_ipc"] == {"1": [10, 15], "10": [20, 20]}
+    content = edit("distill/dm/by_ipc", {2: {"iterations": 3}})
+    entry = parse_study(content, "test").distill["dm"]
+    assert (entry.at(1)["iterations"], entry.at(2)["iterations"]) == (2, 3)

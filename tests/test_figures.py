@@ -1,0 +1,111 @@
+"""Figures: both formats, deterministic bytes, and that they show what they are given."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from tidy import LABELS, LADDER, make_table
+
+from diver.report import figures
+from diver.report.labels import Labels
+
+CLASSES = ("airplane", "automobile", "bird")
+Draw = Callable[[Path], tuple[Path, Path]]
+
+
+def pictures(seed: int, n: int = 6) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-0.2, 1.2, (n, 3, 8, 8)).astype(np.float32)
+
+
+def draw_gallery(path: Path) -> tuple[Path, Path]:
+    labels = np.repeat(range(3), 2)
+    return figures.gallery({"stage-1 set": (pictures(0), labels), "DIVER": (pictures(1), labels)}, CLASSES, path)
+
+
+def draw_phases(path: Path) -> tuple[Path, Path]:
+    k = np.arange(49, -1, -1)
+    return figures.phases(pictures(2, 50), list(k), list(k * 20), (25, 40), path)
+
+
+def draw_gain(path: Path) -> tuple[Path, Path]:
+    row = {"quality": [50.0, 80.0], "mean": [-4.0, 1.0], "low": [-5.0, np.nan], "high": [-3.0, np.nan]}
+    return figures.gain_vs_prior(pd.DataFrame({**row, "name": ["early", "late"]}), "class agreement (%)", path)
+
+
+DRAWINGS: dict[str, Draw] = {
+    "gallery": draw_gallery,
+    "phases": draw_phases,
+    "gain": draw_gain,
+    "cross": lambda path: figures.cross_architecture(make_table(), LABELS, path, chance=10),
+    "ladder": lambda path: figures.ladder(make_table(), LABELS, path, "dm", LADDER),
+}
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_writes_both_formats_with_the_same_bytes_each_time(name: str, tmp_path: Path) -> None:
+    first = DRAWINGS[name](tmp_path / "first.svg")
+    second = DRAWINGS[name](tmp_path / "second")
+    assert [path.name for path in first] == ["first.png", "first.svg"]
+    for a, b in zip(first, second, strict=True):
+        assert a.read_bytes() == b.read_bytes()
+    assert b"<dc:date>" not in first[1].read_bytes()
+    image = imread(first[0])
+    assert min(image.shape[:2]) > 150 and image[..., :3].std() > 0.05
+
+
+def test_gallery_shows_the_first_image_of_each_class_enlarged_without_smoothing(tmp_path: Path) -> None:
+    images = np.zeros((4, 3, 2, 2), dtype=np.float32)
+    images[0, 0], images[2, 1], images[1], images[3] = 1, 1, 0.5, 0.5
+    png, _ = figures.gallery({"row": (images, [0, 0, 1, 1])}, ("a", "b"), tmp_path / "g.png")
+    shown = (imread(png)[..., :3] * 255).round().astype(int).reshape(-1, 3)
+    counts = [int((shown == colour).all(axis=1).sum()) for colour in ([255, 0, 0], [0, 255, 0], [128, 128, 128])]
+    assert counts[:2] == [figures.IMAGE_PIXELS**2] * 2
+    # Grey also occurs in the smoothed edges of letters, but not as a whole image.
+    assert counts[2] < figures.IMAGE_PIXELS
+
+
+def test_gallery_refuses_a_class_without_images(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no image of class b"):
+        figures.gallery({"row": (pictures(0), [0] * 6)}, ("a", "b"), tmp_path / "g.png")
+
+
+def texts_of(figure: Figure) -> list[str]:
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def test_phases_names_each_phase_over_its_own_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Figure] = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: kept.append(figure) or (path, path))
+    k = [49, 41, 40, 25, 24, 0]
+    figures.phases(pictures(3), k, [i * 20 for i in k], (25, 40), tmp_path / "p.png")
+    assert texts_of(kept[0])[:6] == [f"k={i}\nt={i * 20}" for i in k]
+    assert texts_of(kept[0])[6:] == ["chaotic", "semantic", "refinement"]
+    bars = [tuple(line.get_xdata()) for line in kept[0].axes[0].lines]
+    step = figures.IMAGE_PIXELS + figures.GAP
+    assert bars == [(i * step, (i + 1) * step + figures.IMAGE_PIXELS) for i in (0, 2, 4)]
+
+
+def test_ladder_points_are_the_means_in_the_ladders_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Figure] = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: kept.append(figure) or (path, path))
+    table = make_table()
+    figures.ladder(table, LABELS, tmp_path / "l.png", "dm", LADDER)
+    assert [axes.get_title() for axes in kept[0].axes] == ["IPC 1", "IPC 10"]
+    mine = table[(table.stage1 == "dm") & (table.ipc == 10) & (table.scale == "matched") & (table.role == "unseen")]
+    expected = [mine[mine.stage2 == name].accuracy_last.mean() for name in LADDER]
+    assert kept[0].axes[1].containers[0].lines[0].get_ydata() == pytest.approx(expected)
+
+
+def test_a_treatment_keeps_its_colour_when_others_are_left_out() -> None:
+    labels = Labels(stage2={"none": "none", "a": "A", "b": "B"})
+    assert figures._colours(labels, ["b"])["b"] == figures._colours(labels, ["none", "a", "b"])["b"]
+
+
+def test_single_seed_is_drawn_without_interval(tmp_path: Path) -> None:
+    table = make_table(seeds=1)
+    assert figures.cross_architecture(table, LABELS, tmp_path / "c")[0].stat().st_size > 1000
+    assert figures.ladder(table, LABELS, tmp_path / "l", "dm", LADDER)[0].stat().st_size > 1000

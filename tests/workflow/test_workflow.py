@@ -1,0 +1,122 @@
+"""The whole workflow on a slice of real data, as a user runs it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PARTS = ("Snakefile", "rules", "src", "config", "profiles", "envs", "tests/data", "data/shipped", "data/published")
+SNAKEMAKE = Path(sys.executable).parent / "snakemake"
+
+
+def run(folder: Path, *arguments: str, cores: str = "2") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PATH": f"{SNAKEMAKE.parent}:{os.environ['PATH']}"}
+    return subprocess.run(
+        [str(SNAKEMAKE), "--configfile", "config/test.yaml", "--cores", cores, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
+def jobs(result: subprocess.CompletedProcess[str]) -> set[str]:
+    """Rules that a dry run would execute."""
+    lines = (result.stdout + result.stderr).splitlines()
+    table = [line.split() for line in lines]
+    return {words[0] for words in table if len(words) == 2 and words[1].isdigit() and words[0] != "total"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    for part in PARTS:
+        source = ROOT / part
+        target = folder / part
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, target)
+    result = run(folder)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
+    return folder
+
+
+def test_tables_and_figures_are_made(finished: Path) -> None:
+    results = finished / "results/test"
+    for stem in ("cross_architecture", "ablation"):
+        for form in ("csv", "tex", "html", "md"):
+            assert (results / f"tables/{stem}.{form}").stat().st_size > 0
+    for stem in ("gallery", "cross_architecture", "ladder", "phases"):
+        for form in ("png", "svg"):
+            assert (results / f"figures/{stem}.{form}").stat().st_size > 0
+
+
+def test_tidy_table_has_a_row_per_student(finished: Path) -> None:
+    table = pd.read_csv(finished / "results/test/tables/results.csv")
+    assert len(table) == 9 * 2 * 2
+    keys = ["dataset", "ipc", "stage1", "stage2", "scale", "architecture", "seed"]
+    assert not table.duplicated(keys).any()
+    assert table["accuracy_last"].between(0, 100).all()
+    assert (table["accuracy_best"] >= table["accuracy_last"]).all()
+    assert pd.read_parquet(finished / "results/test/tables/results.parquet").shape == table.shape
+
+
+def test_second_run_does_nothing(finished: Path) -> None:
+    result = run(finished)
+    assert "Nothing to be done" in result.stdout + result.stderr
+
+
+def test_lost_set_is_made_again_with_the_same_bytes(finished: Path) -> None:
+    path = finished / "results/test/recovered/cifar10-slice/ipc2/dm/diver.safetensors"
+    before = path.read_bytes()
+    path.unlink()
+    assert run(finished, str(path.relative_to(finished))).returncode == 0
+    assert path.read_bytes() == before
+
+
+def test_changed_module_reruns_its_rules_and_no_more(finished: Path) -> None:
+    module = finished / "src/diver/recover/predd.py"
+    original = module.read_text()
+    module.write_text(original + "\n# edited\n")
+    try:
+        planned = jobs(run(finished, "--dry-run", "--quiet", "host"))
+    finally:
+        module.write_text(original)
+    assert {"recover_set", "train_students"} <= planned
+    assert not planned & {"distill_set", "prepare_data"}
+
+
+def test_changed_setting_reruns_only_its_set(finished: Path) -> None:
+    config = finished / "config/test.yaml"
+    original = config.read_text()
+    config.write_text(original.replace("forward_t: 2", "forward_t: 3"))
+    try:
+        result = run(finished, "--dry-run")
+    finally:
+        config.write_text(original)
+    output = result.stdout + result.stderr
+    assert "predd" in output
+    assert not {"distill_set", "prepare_data"} & jobs(result)
+    assert "rule recover_set" in output and output.count("rule recover_set:") == 2
+
+
+def test_typo_in_the_configuration_is_refused_before_the_dag(finished: Path) -> None:
+    config = finished / "config/test.yaml"
+    original = config.read_text()
+    config.write_text(original.replace("gallery:", "galery:"))
+    try:
+        result = run(finished, "--dry-run")
+    finally:
+        config.write_text(original)
+    assert result.returncode != 0
+    message = result.stdout + result.stderr
+    assert "report.galery: unknown key; did you mean 'gallery'?" in message
+    assert "Building DAG" not in message
