@@ -4,10 +4,11 @@ PYTHON ?= python3
 CORES ?= all
 CONFIG ?= config/default.yaml
 BIN := $(VENV)/bin
+RESULTS = results/$(shell sed -n 's/^name: *//p' $(CONFIG))
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study report test lint lock clean
+.PHONY: help setup study test lock clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,7 +27,9 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 
 study: setup ## Run the study (CONFIG=config/default.yaml) to tables, figures and the HTML report.
 	@snakemake --cores $(CORES) --configfile $(CONFIG)
-	@snakemake --cores 1 --configfile $(CONFIG) --quiet all report_html
+	@test $(RESULTS)/report.html -nt $(RESULTS)/metrics.json -a $(RESULTS)/report.html -nt $(RESULTS)/figures/gallery.png \
+	  || snakemake --configfile $(CONFIG) --report $(RESULTS)/report.html
+	@echo "report: $(RESULTS)/report.html"
 
 test: setup ## Lint, check types and formats, run all tests.
 	@$(BIN)/ruff check .

@@ -12,7 +12,7 @@ rule train_vae:
         "data/benchmarks/{dataset}-vae.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: workflow.cores
+    threads: 16
     params:
         settings=STUDY.prior.vae.model_dump(mode="json"),
         seed=STUDY.prior.seed,
@@ -42,7 +42,7 @@ rule train_dit:
         "data/benchmarks/{dataset}-dit.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: workflow.cores
+    threads: 16
     params:
         settings=STUDY.prior.dit.model_dump(mode="json"),
         seed=STUDY.prior.seed,
@@ -76,7 +76,7 @@ rule judge_prior:
         "data/benchmarks/{dataset}-judge.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: workflow.cores
+    threads: 16
     params:
         code=code("judge_prior"),
     message:

@@ -23,7 +23,8 @@ from PIL import Image
 
 from diver.data import sources
 from diver.data.layouts import LayoutError, read_folder
-from diver.data.prepare import ContentError, Prepared, batch_md5s, fetch_and_prepare, prepare
+from diver.data.prepare import batch_md5s, fetch_and_prepare, prepare
+from diver.data.prepared import ContentError, Prepared
 from diver.data.sources import SourceError, is_here, key
 from diver.data.spec import DatasetSpec, SpecError, load_dataset_spec
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from diver.config.distill import SETTINGS, DMConfig, RandomConfig
-from diver.data.prepare import Prepared
+from diver.data.prepared import Prepared
 from diver.distill import METHODS
 from diver.distill.dm import iteration_loss, random_network
 from diver.networks.augment import DSA, FAMILIES

@@ -40,8 +40,8 @@ DRAWINGS: dict[str, Draw] = {
     "gallery": draw_gallery,
     "phases": draw_phases,
     "gain": draw_gain,
-    "cross": lambda path: figures.cross_architecture(make_table(), LABELS, path, chance=10),
-    "ladder": lambda path: figures.ladder(make_table(), LABELS, path, "dm", LADDER),
+    "cross": lambda path: figures.cross_architecture(make_table(ipcs=(10,)), LABELS, path, chance=10),
+    "ladder": lambda path: figures.ladder(make_table(ipcs=(10,)), LABELS, path, "dm", LADDER),
 }
 
 
@@ -106,6 +106,6 @@ def test_a_treatment_keeps_its_colour_when_others_are_left_out() -> None:
 
 
 def test_single_seed_is_drawn_without_interval(tmp_path: Path) -> None:
-    table = make_table(seeds=1)
+    table = make_table(seeds=1, ipcs=(1,))
     assert figures.cross_architecture(table, LABELS, tmp_path / "c")[0].stat().st_size > 1000
     assert figures.ladder(table, LABELS, tmp_path / "l", "dm", LADDER)[0].stat().st_size > 1000

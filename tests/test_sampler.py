@@ -166,7 +166,7 @@ def test_diver_with_neither_is_raw(tiny_prior: Prior, tiny_set: DistilledSet) ->
 
 
 def test_mode_guidance_is_diver_from_gaussian_with_another_anchor(tiny_prior: Prior, tiny_set: DistilledSet) -> None:
-    """MGD3: z_{k-1} = mu_k - lambda sigma_k (x0hat - m) + sigma_k n for k > t_stop, from pure noise, written plainly."""
+    """MGD3: z_{k-1} = mu_k - lambda sigma_k (x0hat - m) + sigma_k n for k > t_stop, from pure noise."""
     config = DIVERConfig(start="gaussian", sampler="ddpm", sp_low=26, sp_high=49, vae_sample=False)
     ours = recover_diver(tiny_set, tiny_prior, config).images
     schedule, labels = respace(tiny_prior.alphas_cumprod, "50"), tiny_set.hard_labels()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diver.config.students import Architecture, Protocol
-from diver.data.prepare import Prepared
+from diver.data.prepared import Prepared
 from diver.networks import create, memory_format
 from diver.networks.augment import DSA
 from diver.sets import SYMMETRIC, DistilledSet, ValueRange

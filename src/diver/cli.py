@@ -31,7 +31,9 @@ def _settings(pairs: list[str], model: type[Any]) -> Any:
     try:
         return model(**values)
     except ValidationError as error:
-        raise UserError("; ".join(f"--set {e['loc'][0] if e['loc'] else ''}: {e['msg']}" for e in error.errors())) from None
+        raise UserError(
+            "; ".join(f"--set {e['loc'][0] if e['loc'] else ''}: {e['msg']}" for e in error.errors())
+        ) from None
 
 
 @app.command()
@@ -89,7 +91,7 @@ def recover(
         "data/shipped/cifar10-prior"
     ),
     method: Annotated[str, typer.Option(help="Stage-2 method: vae, raw, predd or diver.")] = "diver",
-    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting of the method, KEY=VALUE; repeatable.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting, KEY=VALUE; repeatable.")] = None,
 ) -> None:
     """Recover a distilled set with a frozen prior.
 
@@ -116,14 +118,14 @@ def evaluate(
     study: Annotated[Path, typer.Option(help="Study whose protocol and architectures are used.")] = Path(
         "config/default.yaml"
     ),
-    architecture: Annotated[list[str] | None, typer.Option(help="Short name in the study; repeatable; all by default.")] = None,
+    architecture: Annotated[list[str] | None, typer.Option(help="Short name in the study; repeatable.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON.")] = False,
 ) -> None:
     """Train students on a distilled set and print their accuracy on the test images.
 
     Example: diver evaluate recovered.safetensors --prepared data/prepared/cifar10.safetensors --architecture vit
     """
-    from diver.data.prepare import Prepared
+    from diver.data.prepared import Prepared
     from diver.progress import reporter
     from diver.sets import DistilledSet
     from diver.students import evaluate_set
@@ -148,7 +150,7 @@ def evaluate(
 
 def main() -> None:
     """Entry point: errors that the user can mend are one line and exit code 2."""
-    from diver.data.prepare import ContentError
+    from diver.data.prepared import ContentError
     from diver.prior.load import PriorError
     from diver.sets import SetError
     from diver.students import StudentError

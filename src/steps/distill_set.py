@@ -1,7 +1,7 @@
 """Make a stage-1 set."""
 
 from diver.config.distill import SETTINGS
-from diver.data.prepare import Prepared
+from diver.data.prepared import Prepared
 from diver.distill import METHODS
 from diver.progress import step_log
 

@@ -10,4 +10,4 @@ output, params = snakemake.output, snakemake.params
 with step_log(snakemake.log[0], snakemake.threads, "figures"):
     results, labels = pd.read_csv(snakemake.input.results, keep_default_na=False), Labels(**params.names)
     cross_architecture(results, labels, output.cross)
-    ladder(results, labels, params.ladder_of, params.ladder, output.ladder)
+    ladder(results, labels, output.ladder, params.ladder_of, params.ladder)

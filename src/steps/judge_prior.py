@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torchvision.utils import save_image
 
-from diver.data.prepare import Prepared
+from diver.data.prepared import Prepared
 from diver.prior.card import draw_losses, write_card
 from diver.prior.judge import agreement, load_classifier, sample_classes
 from diver.prior.load import load_prior

@@ -1,6 +1,5 @@
 """Fetch a dataset from its first source that works, verify it, write the prepared file."""
 
-
 from diver.data.prepare import fetch_and_prepare
 from diver.data.spec import DatasetSpec
 from diver.progress import step_log

@@ -6,7 +6,7 @@ from pathlib import Path
 from diffusers import AutoencoderKL, DiTPipeline
 
 from diver.config.prior import DiTTraining
-from diver.data.prepare import Prepared
+from diver.data.prepared import Prepared
 from diver.prior.train import dit_scheduler, parameters_of, train_dit
 from diver.progress import step_log
 

@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 
 from diver.config.students import Architecture, Protocol
-from diver.data.prepare import Prepared
+from diver.data.prepared import Prepared
 from diver.progress import step_log
 from diver.sets import DistilledSet
 from diver.students import evaluate_set

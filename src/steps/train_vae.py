@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from diver.config.prior import VAETraining
-from diver.data.prepare import Prepared
+from diver.data.prepared import Prepared
 from diver.prior.train import parameters_of, reconstruction_psnr, train_vae
 from diver.progress import step_log
 

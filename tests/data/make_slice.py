@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diver.data.prepare import Prepared
+from diver.data.prepared import Prepared
 
 ARCHIVE = Path(__file__).parent / "cifar10-slice" / "cifar-10-binary.tar.gz"
 
@@ -36,9 +36,11 @@ def main(prepared: str) -> None:
     }
     files["test_batch.bin"] = records(data.test_images[test], data.test_labels[test])
     # No times in the archive, so that making it again gives the same bytes.
-    with ARCHIVE.open("wb") as raw, gzip.GzipFile("", "wb", 9, raw, mtime=0) as zipped, tarfile.open(
-        fileobj=zipped, mode="w"
-    ) as archive:
+    with (
+        ARCHIVE.open("wb") as raw,
+        gzip.GzipFile("", "wb", 9, raw, mtime=0) as zipped,
+        tarfile.open(fileobj=zipped, mode="w") as archive,
+    ):
         for name, content in files.items():
             entry = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
             entry.size = len(content)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from diver.config.distill import DistillConfig
-from diver.data.prepare import Prepared
+from diver.data.prepared import Prepared
 from diver.sets import DistilledSet, Step, ValueRange
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from diver.config.distill import DMConfig
-from diver.data.prepare import Prepared
+from diver.data.prepared import Prepared
 from diver.distill.base import class_members, distilled, draw_members
 from diver.networks import create, memory_format
 from diver.networks.augment import DSA

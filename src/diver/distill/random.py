@@ -3,7 +3,7 @@
 import torch
 
 from diver.config.distill import RandomConfig
-from diver.data.prepare import Prepared
+from diver.data.prepared import Prepared
 from diver.distill.base import class_members, distilled, draw_members
 from diver.progress import Progress
 from diver.sets import DistilledSet

@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from diver.data.prepare import Prepared
+from diver.data.prepared import Prepared
 
 
 def _curve(path: str | Path) -> tuple[list[int], list[float]]:
@@ -36,7 +36,9 @@ def hardware() -> str:
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
         model = names[0] if names else model
     return f"{len(os.sched_getaffinity(0))} cores of {model}, no GPU used"
 
@@ -49,9 +51,10 @@ def write_card(
         f"| {scale} | {share:.1f} ± {half:.1f} % |" for scale, (share, half) in quality["agreement"].items()
     )
     judge = quality.get("classifier_accuracy")
+    made = {name: f"{one['settings']['steps']} x {one['settings']['batch']}" for name, one in (("v", vae), ("d", dit))}
     judged = (
-        f"Class agreement of {per_class * len(data.classes)} samples ({per_class} a class, 50 DDIM steps, seed 0), judged by "
-        f"a ResNet-20 that was not used in training and classifies {judge[0]:.2f} % of the test images correctly "
+        f"Class agreement of {per_class * len(data.classes)} samples ({per_class} a class, 50 DDIM steps, seed 0), "
+        f"judged by a ResNet-20 that was not used in training and classifies {judge[0]:.2f} % of the test images correctly "
         f"(± is a 95 % interval):\n\n| guidance | agreement |\n|---|---|\n{agreements}\n"
         if judge
         else "Class agreement was not measured: no classifier was given (`prior.classifier`).\n"
@@ -70,14 +73,14 @@ nothing.
 | | autoencoder | transformer |
 |---|---|---|
 | parameters | {vae["parameters"]:,} | {dit["parameters"]:,} |
-| steps x batch | {vae["settings"]["steps"]} x {vae["settings"]["batch"]} | {dit["settings"]["steps"]} x {dit["settings"]["batch"]} |
+| steps x batch | {made["v"]} | {made["d"]} |
 | wall time | {vae["seconds"] / 60:.0f} min | {dit["seconds"] / 60:.0f} min |
 
 - **Data**: the {len(data.train_images)} training images of {data.dataset} alone, and their mirror images.
-- **Command**: `snakemake prior --cores all --config-override prior.source=trained`, see the README of the project.
+- **Command**: `snakemake prior --cores all --configfile config/prior-cifar10.yaml`.
 - **Hardware**: {hardware()}; the machine did other work at the same time.
 - **Transformer**: velocity prediction on DiT's linear schedule of 1000 steps, label dropout
-  {dit["settings"]["label_dropout"]}, averaged weights; the null class is the last embedding. It has no learned variance.
+  {dit["settings"]["label_dropout"]}, averaged weights; the null class is the last embedding. No learned variance.
 - **Weights** are stored in half precision.
 
 ## Quality

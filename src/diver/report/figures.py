@@ -41,17 +41,23 @@ GAP = 4
 @contextmanager
 def _style() -> Iterator[None]:
     """Look of all figures; the fixed salt makes the identifiers in an SVG the same in every run."""
-    fixed: dict[str, Any] = {"svg.hashsalt": "diver", "svg.fonttype": "path", "font.family": "DejaVu Sans"}
-    sizes: dict[str, Any] = {"axes.titlesize": 11, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9}
-    look: dict[str, Any] = {
+    look: dict[Any, Any] = {
+        "svg.hashsalt": "diver",
+        "svg.fonttype": "path",
+        "font.family": "DejaVu Sans",
+        "axes.titlesize": 11,
         "axes.titleweight": "bold",
+        "axes.labelsize": 10,
+        "xtick.labelsize": 9,
+        "ytick.labelsize": 9,
         "legend.frameon": False,
         "legend.fontsize": 9.5,
         "figure.facecolor": "white",
+        "axes.grid.axis": "y",
+        "grid.color": "#E2E2E2",
     }
-    grid: dict[str, Any] = {"axes.grid.axis": "y", "grid.color": "#E2E2E2"}
     with matplotlib.rc_context(), sns.axes_style("whitegrid"):
-        matplotlib.rcParams.update({**fixed, **sizes, **look, **grid})
+        matplotlib.rcParams.update(look)
         yield
 
 
@@ -249,7 +255,8 @@ def _architecture_points(table: pd.DataFrame, labels: Labels) -> pd.DataFrame:
     records = []
     for cell in cells(table):
         rows = students_of(table, cell)
-        for (seed, architecture), value in by_student(rows).items():  # type: ignore[misc]
+        students = by_student(rows).reset_index()
+        for seed, architecture, value in students.itertuples(index=False, name=None):
             place = _tick(labels.architecture.get(architecture, architecture), table, labels)
             records.append({**cell._asdict(), "place": place, "seed": seed, LAST: value})
         unseen = rows[rows["role"] == UNSEEN]
@@ -331,7 +338,10 @@ def ladder(
     ]
     panels = list(dict.fromkeys((one.dataset, one.ipc) for one in chosen))
     ticks = ["\n".join(textwrap.wrap(labels.stage2.get(name, name), 12)) for name in steps]
-    looks = {UNSEEN: ("#0072B2", "o", "-", "unseen mean"), PROXY: ("#D55E00", "s", "--", "proxy")}
+    looks: dict[str, tuple[Any, ...]] = {
+        UNSEEN: ("#0072B2", "o", "-", "unseen mean"),
+        PROXY: ("#D55E00", "s", "--", "proxy"),
+    }
     with _style():
         figure = Figure(figsize=(max(3.2, 0.92 * len(steps) + 0.5) * len(panels), 4.0), layout="constrained")
         grid = figure.subplots(1, len(panels), squeeze=False)[0]

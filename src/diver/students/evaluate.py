@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diver.config.students import Architecture, Protocol
-from diver.data.prepare import Prepared
+from diver.data.prepared import Prepared
 from diver.progress import Progress
 from diver.sets import DistilledSet, ValueRange
 from diver.students.protocol import StudentProtocol

@@ -1,0 +1,223 @@
+"""Tables in their four formats, and published numbers."""
+
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tidy import LABELS, LADDER, make_table
+
+from diver.report import published, tables
+from diver.report import statistics as st
+from diver.report.labels import Labels
+from diver.report.statistics import Cell, Interval
+
+DATA = Path(__file__).parents[1] / "data" / "published" / "diver.csv"
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return make_table()
+
+
+@pytest.fixture(scope="module")
+def small() -> pd.DataFrame:
+    """One IPC, to be quick."""
+    return make_table(ipcs=(10,))
+
+
+@pytest.fixture(scope="module")
+def cross(table: pd.DataFrame) -> tables.Table:
+    return tables.cross_architecture(table, LABELS)
+
+
+def row(found: tables.Table, **wanted: str) -> pd.Series:
+    mask = pd.Series(True, index=found.display.index)
+    for column, value in wanted.items():
+        mask &= found.display[column.replace("_", " ")] == value
+    assert mask.sum() == 1
+    return found.display[mask].iloc[0]
+
+
+def test_interval_text() -> None:
+    assert tables.interval_text(Interval(31.24, 30.3, 32.18, 3)) == "31.2 ± 0.9"
+    assert tables.interval_text(Interval(-2.0, -3.0, -1.0, 3), signed=True) == "−2.0 ± 1.0"
+    assert tables.interval_text(Interval(-0.01, -1.0, 1.0, 3), signed=True) == "+0.0 ± 1.0"
+    assert tables.interval_text(Interval(5.0, float("nan"), float("nan"), 1)) == "5.0 ± n/a"
+
+
+def test_cross_architecture_cells_are_the_statistics(table: pd.DataFrame, cross: tables.Table) -> None:
+    found = cross
+    assert found.title == "Test accuracy of student architectures, CIFAR-10"
+    columns = ["IPC", "Stage 1", "Stage 2", "ConvNet (proxy)", "ResNet", "ViT", "MobileNet", "unseen mean"]
+    assert list(found.display.columns) == [*columns, "Δ unseen", "Δ proxy"]
+    cell = Cell("cifar10", 10, "dm", "diver", "matched")
+    rows = st.students_of(table, cell)
+    one = row(found, IPC="10", Stage_1="DM", Stage_2="DIVER")
+    assert one["ViT"] == tables.interval_text(st.t_interval(rows[rows.architecture == "vit"].accuracy_last))
+    assert one["unseen mean"] == tables.interval_text(st.t_interval(st.seed_means(rows[rows.role == "unseen"])))
+    difference = st.difference(table, cell, cell._replace(stage2="none"))
+    assert difference is not None
+    assert one["Δ unseen"].startswith(tables.interval_text(difference.interval, signed=True))
+    assert row(found, IPC="10", Stage_1="DM", Stage_2="stage-1 set")["Δ unseen"] == ""
+
+
+def test_rows_follow_the_labels_and_name_another_scale(small: pd.DataFrame) -> None:
+    found = tables.cross_architecture(small.sample(frac=1, random_state=1), LABELS)
+    dm = found.display[found.display["Stage 1"] == "DM"]
+    assert list(dm["Stage 2"]) == [*LABELS.stage2.values(), "DIVER, as-published scale"]
+
+
+def test_unlabelled_names_are_shown_and_never_dropped(small: pd.DataFrame) -> None:
+    found = tables.cross_architecture(small, Labels(stage2={"diver": "DIVER"}))
+    assert len(found.display) == len(st.cells(small))
+    assert {"dm", "random"} == set(found.display["Stage 1"])
+
+
+def test_marks_differences_that_the_correction_does_not_leave(
+    table: pd.DataFrame, small: pd.DataFrame, cross: tables.Table
+) -> None:
+    differences = st.paired_differences(table)
+    shown = [text for column in ("Δ unseen", "Δ proxy") for text in cross.display[column] if text]
+    assert sum(text.endswith(" ~") for text in shown) == int((~differences["distinguishable"]).sum()) > 0
+    assert any(line.startswith("~: not distinguishable") and "44 comparisons" in line for line in cross.legend)
+
+    clear = small.copy()
+    clear.loc[clear.stage2 == "diver", "accuracy_last"] += 500
+    one = row(tables.cross_architecture(clear, LABELS), IPC="10", Stage_1="DM", Stage_2="DIVER")
+    assert not one["Δ unseen"].endswith("~")
+
+
+def test_diverged_students_are_counted_and_kept(small: pd.DataFrame, cross: tables.Table) -> None:
+    mask = (small.stage1 == "dm") & (small.stage2 == "raw") & (small.architecture == "vit")
+    bad = small.copy()
+    bad.loc[mask & (small.seed < 2), ["accuracy_last", "diverged"]] = [10.0, True]
+    found = tables.cross_architecture(bad, LABELS)
+    one = row(found, Stage_1="DM", Stage_2="raw DiT")
+    assert one["ViT"].endswith(" †2") and one["unseen mean"].endswith(" †2") and "†" not in one["ResNet"]
+    assert one["ViT"].startswith(f"{bad[mask].accuracy_last.mean():.1f} ")
+    assert any("†k" in line and "2 in all" in line for line in found.legend)
+    assert not any("†" in line for line in cross.legend)
+
+
+def test_csv_holds_last_and_best_apart(table: pd.DataFrame, cross: tables.Table, tmp_path: Path) -> None:
+    tables.write_table(cross, tmp_path / "t.csv")
+    read = pd.read_csv(tmp_path / "t.csv", keep_default_na=False)
+    mine = read[(read.stage2 == "predd") & (read.ipc == 1) & (read.stage1 == "dm")].iloc[0]
+    rows = st.students_of(table, Cell("cifar10", 1, "dm", "predd", "matched")).query("architecture == 'vit'")
+    assert float(mine["vit_last_mean"]) == pytest.approx(rows.accuracy_last.mean())
+    assert float(mine["vit_best_peeking_at_test_mean"]) == pytest.approx(rows.accuracy_best.mean())
+    assert 0 < float(mine["difference_unseen_p"]) <= float(mine["difference_unseen_p_holm"])
+    assert not any("best" in column and "peeking" not in column for column in read.columns)
+
+
+def test_single_seed_says_not_available() -> None:
+    found = tables.cross_architecture(make_table(seeds=1, ipcs=(1,)), LABELS)
+    one = row(found, Stage_1="DM", Stage_2="DIVER")
+    assert one["ViT"].endswith("± n/a") and one["Δ unseen"].endswith("± n/a ~")
+    assert any("single seed" in line for line in found.legend)
+
+
+def test_ablation_compares_with_the_set_and_with_the_row_above(table: pd.DataFrame) -> None:
+    found = tables.ablation(table, LABELS, "dm", LADDER)
+    assert found.title == "Ladder, CIFAR-10, DM"
+    assert list(found.display["Stage 2"]) == [LABELS.stage2[name] for name in LADDER] * 2
+    one = row(found, IPC="10", Stage_2="DIVER")
+    cell = Cell("cifar10", 10, "dm", "diver", "matched")
+    step = st.difference(table, cell, cell._replace(stage2="everywhere"))
+    assert step is not None
+    assert one["Δ unseen to row above"].startswith(tables.interval_text(step.interval, signed=True))
+    # Four steps and three more comparisons with the set itself, two IPC, two roles.
+    assert any("28 comparisons" in line for line in found.legend)
+    data = found.data.set_index(["ipc", "stage2"])
+    assert data.loc[(10, "diver"), "difference_step_unseen_reference_stage2"] == "everywhere"
+    assert data.loc[(10, "diver"), "difference_unseen_reference_stage2"] == "none"
+
+
+class Outline(HTMLParser):
+    """Counts of tags, and every address that a browser would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.open, self.loaded = 0, [""], [""]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.rows += tag == "tr"
+        self.loaded += [str(value) for key, value in attrs if key in ("src", "href")]
+        self.loaded += [tag] * (tag in ("link", "script", "img", "iframe"))
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_html_is_one_document_and_escapes(small: pd.DataFrame, tmp_path: Path) -> None:
+    labels = Labels(LABELS.stage1, {**LABELS.stage2, "predd": "<b>P & Q"}, LABELS.architecture, LABELS.dataset)
+    found = tables.cross_architecture(small, labels)
+    tables.write_table(found, tmp_path / "t.html")
+    text = (tmp_path / "t.html").read_text(encoding="utf-8")
+    outline = Outline()
+    outline.feed(text)
+    assert outline.rows == len(found.display) + 1
+    assert outline.loaded == [""] and outline.open == [""] and "@import" not in text and "url(" not in text
+    assert "&lt;b&gt;P &amp; Q" in text and "<b>P" not in text
+
+
+def test_tex_is_booktabs_and_escapes(small: pd.DataFrame) -> None:
+    labels = Labels({"random": "Random", "dm": "D_M & 50%"}, LABELS.stage2, LABELS.architecture, LABELS.dataset)
+    found = tables.cross_architecture(small, labels)
+    text = tables.to_tex(found)
+    for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\addlinespace", r"D\_M \& 50\%", r"$\pm$", r"$\sim$"):
+        assert rule in text
+    assert not set("±−Δ†~") & set(text)
+    body = text.split(r"\midrule")[1].split(r"\bottomrule")[0]
+    lines = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert len(lines) == len(found.display)
+    assert {line.replace(r"\&", "").count("&") for line in lines} == {len(found.display.columns) - 1}
+
+
+def test_markdown_has_a_full_row_per_set(small: pd.DataFrame) -> None:
+    labels = Labels({"random": "Random", "dm": "D|M"}, LABELS.stage2, LABELS.architecture, LABELS.dataset)
+    found = tables.cross_architecture(small, labels)
+    lines = [line for line in tables.to_markdown(found).splitlines() if line.startswith("|")]
+    assert len(lines) == len(found.display) + 2
+    assert {line.replace(r"\|", "").count("|") for line in lines} == {len(found.display.columns) + 1}
+    assert r"D\|M" in lines[-1] and r" \~ |" in "".join(lines)
+
+
+def test_unknown_suffix_is_refused(cross: tables.Table, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is written as .csv, .tex, .html, .md"):
+        tables.write_table(cross, tmp_path / "t.xlsx")
+
+
+def test_shipped_published_numbers_and_gains() -> None:
+    numbers = published.read_published(DATA)
+    best = published.lookup(numbers, method="MTT", variant="SI + SG + SF", ipc=10)
+    assert (best["mean"], best["std"]) == (29.8, 2.0)
+    predd = published.lookup(numbers, method="EDF", variant="PReDD", dataset="ImageSquawk", ipc=10)
+    assert predd["mean"] == 36.6
+    ours = pd.DataFrame({"ipc": [10, 1, 50], "mean": [1.0, -2.0, 0.0], "low": [-1.0, -3.0, 0.0], "high": [4, -1, 0]})
+    gains = published.compare_gains(numbers, ours, "DM", "DIVER", "ImageFruit", "DIVER (ICML 2026), Table 1")
+    assert list(gains["ipc"]) == [1, 10]
+    assert gains["published_gain"].to_numpy() == pytest.approx([7.2, 3.1])
+    assert list(gains["agrees"]) == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("method,ipc,mean\nDM,1,2\n", "no column variant"),
+        (",".join(published.COLUMNS) + "\n" + "DM,none,X,1,all,top-1,1.0,,S\n" * 2, "line 3 repeats"),
+        (",".join(published.COLUMNS) + "\nDM,none,X,1,all,top-1,1.0,,\n", "without a source"),
+    ],
+)
+def test_faulty_published_numbers_are_refused(text: str, fault: str, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text(text)
+    with pytest.raises(published.PublishedError, match=fault):
+        published.read_published(tmp_path / "p.csv")
+
+
+def test_lookup_wants_exactly_one() -> None:
+    with pytest.raises(published.PublishedError, match="0 published numbers"):
+        published.lookup(published.read_published(DATA), method="nothing")
