@@ -12,7 +12,7 @@ from diver.prior.judge import agreement, load_classifier, sample_classes
 from diver.prior.load import load_prior
 from diver.progress import step_log
 
-PER_CLASS, GUIDANCE, SHOWN = 100, (1.0, 1.5, 4.0), 10
+PER_CLASS, GUIDANCE, SHOWN = 50, (1.0, 4.0), 10
 
 with step_log(snakemake.log[0], snakemake.threads, "prior's quality") as progress:
     data, prior = Prepared.read(snakemake.input.prepared), load_prior(Path(snakemake.input.index).parent)

@@ -11,7 +11,7 @@ from diver.students import evaluate_set
 
 wildcards, params = snakemake.wildcards, snakemake.params
 label = f"{wildcards.architecture} on {wildcards.stage1} + {wildcards.set}, IPC {wildcards.ipc}"
-with step_log(snakemake.log[0], snakemake.threads, label):
+with step_log(snakemake.log[0], snakemake.threads, label) as progress:
     distilled = DistilledSet.read(snakemake.input.set)
     architecture = Architecture(**params.architecture)
     common = {
@@ -32,6 +32,7 @@ with step_log(snakemake.log[0], snakemake.threads, label):
         Protocol(**params.protocol),
         params.seeds,
         matched=wildcards.scale == "matched",
+        progress=progress,
     )
     with Path(snakemake.output.results).open("w", newline="") as file:
         writer = csv.DictWriter(file, [*common, *rows[0]])

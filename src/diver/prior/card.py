@@ -51,7 +51,7 @@ def write_card(
         f"| {scale} | {share:.1f} ± {half:.1f} % |" for scale, (share, half) in quality["agreement"].items()
     )
     judge = quality.get("classifier_accuracy")
-    made = {name: f"{one['settings']['steps']} x {one['settings']['batch']}" for name, one in (("v", vae), ("d", dit))}
+    made = [f"{one['settings']['steps']} x {one['settings']['batch']}" for one in (vae, dit)]
     judged = (
         f"Class agreement of {per_class * len(data.classes)} samples ({per_class} a class, 50 DDIM steps, seed 0), "
         f"judged by a ResNet-20 that was not used in training and classifies {judge[0]:.2f} % of the test images correctly "
@@ -73,7 +73,7 @@ nothing.
 | | autoencoder | transformer |
 |---|---|---|
 | parameters | {vae["parameters"]:,} | {dit["parameters"]:,} |
-| steps x batch | {made["v"]} | {made["d"]} |
+| steps x batch | {made[0]} | {made[1]} |
 | wall time | {vae["seconds"] / 60:.0f} min | {dit["seconds"] / 60:.0f} min |
 
 - **Data**: the {len(data.train_images)} training images of {data.dataset} alone, and their mirror images.

@@ -1,0 +1,93 @@
+"""The command line: single steps, and errors that are one line with exit code 2."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from diffusers import DiTPipeline
+
+from diver import cli
+from diver.prior.load import Prior
+from diver.prior.train import dit_scheduler
+from diver.sets import DistilledSet
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["diver", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return int(end.value.code or 0)
+
+
+@pytest.fixture
+def set_file(tmp_path: Path, tiny_set: DistilledSet) -> Path:
+    tiny_set.write(tmp_path / "set.safetensors")
+    return tmp_path / "set.safetensors"
+
+
+@pytest.fixture
+def prior_folder(tmp_path: Path, tiny_prior: Prior) -> Path:
+    DiTPipeline(tiny_prior.transformer, tiny_prior.vae, dit_scheduler()).save_pretrained(tmp_path / "prior")
+    return tmp_path / "prior"
+
+
+def test_info_describes_a_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], set_file: Path
+) -> None:
+    assert run(monkeypatch, "info", str(set_file)) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert described["ipc"] == 2 and described["images"] == [6, 3, 16, 16]
+
+
+def test_recover_writes_a_set_with_its_history(
+    monkeypatch: pytest.MonkeyPatch, set_file: Path, prior_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.safetensors"
+    settings = ["--set", "respacing='4'", "--set", "t_f=2", "--set", "t_r=4", "--set", "sp_low=1", "--set", "sp_high=2"]
+    assert run(monkeypatch, "recover", str(set_file), "--out", str(out), "--prior", str(prior_folder), *settings) == 0
+    recovered = DistilledSet.read(out)
+    assert recovered.steps[-1].method == "diver" and recovered.steps[-1].parameters["t_f"] == 2
+    assert recovered.value_range.kind == "symmetric"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--set", "gama=1"], "did you mean 'gamma'"),
+        (["--set", "gamma"], "KEY=VALUE"),
+        (["--set", "gamma=-1"], "gamma"),
+        (["--method", "divr"], "did you mean 'diver'"),
+        (["--prior", "/no/such/prior"], "/no/such/prior"),
+    ],
+)
+def test_mistakes_are_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    set_file: Path,
+    arguments: list[str],
+    word: str,
+) -> None:
+    assert run(monkeypatch, "recover", str(set_file), "--out", "unused", *arguments) == 2
+    error = capsys.readouterr().err
+    assert word in error and len(error.strip().splitlines()) == 1
+
+
+def test_bad_set_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "bad.safetensors").write_bytes(b"nothing")
+    assert run(monkeypatch, "info", str(tmp_path / "bad.safetensors")) == 2
+    assert "bad.safetensors" in capsys.readouterr().err
+
+
+def test_check_counts_the_jobs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "check", str(ROOT / "config/test.yaml")) == 0
+    assert "8 sets, 18 student jobs, 36 students" in capsys.readouterr().out
+
+
+def test_refused_study(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text((ROOT / "config/test.yaml").read_text().replace("students:", "studnets:"))
+    assert run(monkeypatch, "check", str(path)) == 2
+    assert "did you mean 'students'" in capsys.readouterr().err
