@@ -3,11 +3,11 @@ rule train_students:
         set=source_set,
         prepared="data/prepared/{dataset}.safetensors",
     output:
-        results=f"{RESULTS}/students/{{dataset}}/ipc{{ipc}}/{{stage1}}/{{set}}/{{scale}}/{{architecture}}.csv",
+        results=f"{RESULTS}/students/{{dataset}}/ipc{{ipc}}/{{stage1}}/{{set}}/{{scale}}/{{group}}.csv",
     log:
-        f"{LOGS}/students/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{set}}-{{scale}}-{{architecture}}.log",
+        f"{LOGS}/students/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{set}}-{{scale}}-{{group}}.log",
     benchmark:
-        f"{BENCHMARKS}/students/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{set}}-{{scale}}-{{architecture}}.tsv"
+        f"{BENCHMARKS}/students/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{set}}-{{scale}}-{{group}}.tsv"
     wildcard_constraints:
         set="|".join([NONE, *STUDY.recover]),
     conda:
@@ -16,12 +16,12 @@ rule train_students:
     params:
         study=STUDY.name,
         protocol=STUDY.students.protocol.model_dump(mode="json"),
-        architecture=lambda wildcards: STUDY.students.architectures[wildcards.architecture].model_dump(mode="json"),
+        architectures=student_architectures,
         seeds=STUDY.students.seeds,
         prior=lambda wildcards: "" if wildcards.set == NONE else prior_source(wildcards),
         code=code("train_students"),
     message:
-        "students: {wildcards.architecture} on {wildcards.stage1} + {wildcards.set} ({wildcards.scale}), IPC {wildcards.ipc}"
+        "students: {wildcards.group} on {wildcards.stage1} + {wildcards.set} ({wildcards.scale}), IPC {wildcards.ipc}"
     script:
         "../src/steps/train_students.py"
 

@@ -58,7 +58,7 @@ def edit(keys: str, value: Any) -> dict[str, Any]:
         ("recover/diver/applies_to", ["dn"], ["recover.diver.applies_to", "did you mean 'dm'"]),
         ("distill/dm/settings/iterations", 0, ["distill.dm", "iterations", "0"]),
         ("report/ladder", ["none", "inheritence"], ["report.ladder", "did you mean 'inheritance'"]),
-        ("students/as_published", ["predd2"], ["students.as_published", "did you mean 'predd'"]),
+        ("students/as_published", {"dm": ["predd2"]}, ["students.as_published.dm", "did you mean 'predd'"]),
         ("ipc", ["ten"], ["ipc.0", "ten"]),
         ("students/protocol/epochs", {1: 5}, ["students.protocol.epochs", "no entry for IPC 2"]),
     ],

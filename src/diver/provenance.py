@@ -20,7 +20,7 @@ def _local_imports(path: Path) -> frozenset[Path]:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
-    found = set()
+    found: set[Path] = set()
     for name in names:
         parts = name.split(".")
         # Importing a.b.c also runs a/__init__.py and a/b/__init__.py.

@@ -21,11 +21,11 @@ class SetCell:
 
 @dataclass(frozen=True)
 class StudentCell:
-    """The students of one architecture on one set."""
+    """The students of one job: a group of architectures on one set."""
 
     set: SetCell
     scale: str
-    architecture: str
+    group: str
 
 
 def set_cells(study: Study) -> Iterator[SetCell]:
@@ -39,13 +39,19 @@ def set_cells(study: Study) -> Iterator[SetCell]:
                         yield SetCell(dataset, ipc, stage1, stage2)
 
 
+def student_groups(study: Study) -> dict[str, list[str]]:
+    """Architectures by job of a set: all in one, or one each."""
+    names = list(study.students.architectures)
+    return {"all": names} if study.students.together else {name: [name] for name in names}
+
+
 def student_cells(study: Study) -> Iterator[StudentCell]:
     """All student jobs of the study."""
     for cell in set_cells(study):
-        scales = [MATCHED, AS_PUBLISHED] if cell.stage2 in study.students.as_published else [MATCHED]
-        for scale in scales:
-            for architecture in study.students.architectures:
-                yield StudentCell(cell, scale, architecture)
+        twice = cell.stage2 in study.students.as_published.get(cell.stage1, [])
+        for scale in [MATCHED, AS_PUBLISHED] if twice else [MATCHED]:
+            for group in student_groups(study):
+                yield StudentCell(cell, scale, group)
 
 
 def prepared_path(dataset: str) -> Path:
@@ -66,7 +72,7 @@ def set_path(study: Study, cell: SetCell) -> Path:
 def students_path(study: Study, cell: StudentCell) -> Path:
     one = cell.set
     parts = (one.dataset, f"ipc{one.ipc}", one.stage1, one.stage2, cell.scale)
-    return results_path(study).joinpath("students", *parts, f"{cell.architecture}.csv")
+    return results_path(study).joinpath("students", *parts, f"{cell.group}.csv")
 
 
 def prior_path(study: Study, dataset: str) -> str:

@@ -46,8 +46,13 @@ class Students(Model):
     protocol: Protocol = Field(Protocol(), description="How a student is trained and tested.")
     seeds: list[int] = Field([0, 1, 2, 3, 4], min_length=1, description="One student per seed.")
     architectures: dict[str, Architecture] = Field(description="Students by short name.")
-    as_published: list[str] = Field(
-        [],
-        description="Stage-2 entries whose sets are trained a second time as the published evaluation does: stored "
-        "values unconverted beside standardised test images.",
+    together: bool = Field(
+        False,
+        description="Train all architectures of a set in one job. Worth it when a student takes seconds, as importing "
+        "torch does; otherwise a job per architecture is finer to schedule and to resume.",
+    )
+    as_published: dict[str, list[str]] = Field(
+        {},
+        description="Stage-2 entries by stage-1 entry whose sets are trained a second time as the published evaluation "
+        "does: stored values unconverted beside standardised test images.",
     )

@@ -90,7 +90,7 @@ class Study(Model):
 
     @model_validator(mode="after")
     def _names(self) -> Self:
-        faults = []
+        faults: list[str] = []
         known2 = [*self.recover, NONE]
 
         def refer(key: str, names: list[str], valid: list[str]) -> None:
@@ -98,7 +98,9 @@ class Study(Model):
 
         for name, entry in self.recover.items():
             refer(f"recover.{name}.applies_to", entry.applies_to or [], list(self.distill))
-        refer("students.as_published", self.students.as_published, known2)
+        refer("students.as_published", list(self.students.as_published), list(self.distill))
+        for stage1, names in self.students.as_published.items():
+            refer(f"students.as_published.{stage1}", names, known2)
         refer("report.ladder", self.report.ladder, known2)
         refer("report.gallery", self.report.gallery, known2)
         refer("report.ladder_of", [self.report.ladder_of] if self.report.ladder_of else [], list(self.distill))

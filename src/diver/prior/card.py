@@ -54,8 +54,8 @@ def write_card(
     made = [f"{one['settings']['steps']} x {one['settings']['batch']}" for one in (vae, dit)]
     judged = (
         f"Class agreement of {per_class * len(data.classes)} samples ({per_class} a class, 50 DDIM steps, seed 0), "
-        f"judged by a ResNet-20 that was not used in training and classifies {judge[0]:.2f} % of the test images correctly "
-        f"(± is a 95 % interval):\n\n| guidance | agreement |\n|---|---|\n{agreements}\n"
+        f"judged by a ResNet-20 that was not used in training and classifies {judge[0]:.2f} % of the test images "
+        f"correctly (± is a 95 % interval):\n\n| guidance | agreement |\n|---|---|\n{agreements}\n"
         if judge
         else "Class agreement was not measured: no classifier was given (`prior.classifier`).\n"
     )

@@ -1,5 +1,6 @@
 """How good a prior is: reconstruction, and whether an independent classifier sees the class that was asked for."""
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def load_classifier(path: str | Path) -> Classifier:
         state = state.get("state_dict", state)
         network = ResNet20()
         network.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
-    except (OSError, RuntimeError, AttributeError, ValueError) as error:
+    except (OSError, RuntimeError, AttributeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise PriorError(f"{path}: not the weights of a CIFAR-10 ResNet-20 ({str(error).splitlines()[0]})") from error
     return Classifier(network.eval())
 
