@@ -148,6 +148,32 @@ def evaluate(
             print(f"{chosen.label:12} {sum(last) / len(last):6.2f} %  ({', '.join(f'{a:.2f}' for a in last)})")
 
 
+@app.command()
+def judge(
+    classifier: Annotated[Path, typer.Option(help="State dict of a CIFAR-10 ResNet-20 (ImageNet-standardised input).")],
+    prior: Annotated[str, typer.Option(help="Directory or hub name in diffusers' DiT layout.")] = (
+        "data/shipped/cifar10-prior"
+    ),
+    per_class: Annotated[int, typer.Option(min=1, help="Samples per class.")] = 10,
+    cfg_scale: Annotated[float, typer.Option(min=0, help="Classifier-free guidance scale; 1 is off.")] = 4.0,
+    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
+) -> None:
+    """Say how many of a prior's samples an independent classifier assigns to the class that was asked for.
+
+    Example: diver judge --classifier resnet20.th --prior data/prior/snapshots/cifar10/2500
+    """
+    from diver.prior.judge import agreement, load_classifier, sample_classes
+    from diver.prior.load import load_prior
+    from diver.progress import reporter
+
+    judge_of = load_classifier(classifier)
+    images, labels = sample_classes(
+        load_prior(prior), per_class, cfg_scale, seed, progress=reporter("samples", every=5)
+    )
+    share, half = agreement(judge_of, images, labels)
+    print(f"{share:.1f} ± {half:.1f} % of {len(labels)} samples, guidance {cfg_scale:g}")
+
+
 def main() -> None:
     """Entry point: errors that the user can mend are one line and exit code 2."""
     from diver.data.prepared import ContentError
