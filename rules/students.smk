@@ -45,7 +45,7 @@ rule collect_results:
     params:
         code=code("collect_results"),
     message:
-        "students: one tidy table of {input.results.__len__} files"
+        "students: one tidy table"
     script:
         "../src/steps/collect_results.py"
 

@@ -41,7 +41,7 @@ class VAEConfig(RecoverConfig):
 class RawConfig(ChainConfig):
     """Settings of raw sampling; `input_range` and `vae_sample` have no effect."""
 
-    eta: float = 0.0
+    eta: float = Field(0.0, ge=0, le=1, description="DDIM's eta; 0 is deterministic.")
 
 
 class PReDDConfig(ChainConfig):
