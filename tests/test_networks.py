@@ -1,12 +1,32 @@
 """Networks: sizes known from the literature, forward passes against plain formulas, refusals."""
 
+import sys
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from diver.networks import create, memory_format, names
+from diver.config.networks import NAMES, PRESETS, check_network
+from diver.networks import REGISTRY, create, memory_format, names
+from diver.networks.efficientnet import Gate
+from diver.networks.resnet import BasicBlock
+from diver.networks.shufflenet import ShuffleUnit, shuffle
 from diver.networks.vit import Block
+
+# Options that make a network small.
+SMALL: dict[str, dict[str, Any]] = {
+    "convnet": {"width": 8},
+    "resnet": {"width": 4},
+    "resnet_ap": {"width": 4},
+    "vgg": {"width": 4},
+    "alexnet": {},
+    "mobilenet": {"width": 0.25},
+    "efficientnet": {"width": 0.25},
+    "shufflenet": {"width": 0.5},
+    "vit": {"dim": 24},
+}
 
 
 def count(network: nn.Module) -> int:
@@ -14,23 +34,53 @@ def count(network: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "parameters"),
+    ("name", "size", "parameters"),
     [
-        # ConvNet-3 of width 128, ResNet-18 with the small stem, MobileNetV2: ten classes, as published.
-        ("convnet", {}, 320_010),
-        ("resnet", {"norm": "batch"}, 11_173_962),
-        ("mobilenet", {}, 2_236_682),
+        # Counted by building the networks of the released code of DC (VICO-UoE/DatasetCondensation).
+        ("convnet-3", 32, 320_010),
+        ("convnet-5", 128, 615_690),
+        ("resnet18-dd", 32, 11_173_962),
+        ("vgg-11", 32, 9_231_114),
+        ("alexnet", 32, 1_872_202),
+        # The same of GLaD (georgecazenavette/glad).
+        ("alexnet", 128, 2_333_002),
+        ("vgg-11-glad", 128, 9_476_874),
+        ("vit-glad", 128, 16_176_650),
+        # The same of Minimax Diffusion (vimar-gu/MinimaxDiffusion).
+        ("convnet-6", 224, 754_570),
+        ("resnetap-10", 224, 4_910_922),
+        ("resnetap-10", 128, 4_903_242),
+        ("resnetap-10-cifar", 32, 1_228_970),
+        # The same of PReDD; the first two are also those of torchvision's documentation, see below.
+        ("mobilenetv2", 128, 2_236_682),
+        ("efficientnet-b0", 128, 4_020_358),
+        ("shufflenetv2", 128, 2_758_862),
+        # torchvision's documentation, for 1000 classes, less what 990 of them have in the linear layer.
+        ("shufflenetv2-depthwise", 128, 2_278_604 - 990 * 1025),
+        ("mobilenetv2", 224, 3_504_872 - 990 * 1281),
+        ("efficientnet-b0", 224, 5_288_548 - 990 * 1281),
+        ("resnet18", 224, 11_689_512 - 990 * 513),
+        ("vit-b16", 224, 86_567_656 - 990 * 769),
     ],
 )
-def test_published_parameter_counts(name: str, options: dict, parameters: int) -> None:
-    assert count(create(name, **options)) == parameters
+def test_published_parameter_counts(name: str, size: int, parameters: int) -> None:
+    with torch.device("meta"):
+        network = create(name, 10, 3, size)
+        assert count(network) == parameters
+        assert network(torch.empty(2, 3, size, size)).shape == (2, 10)
 
 
 @pytest.mark.parametrize("name", names())
-@pytest.mark.parametrize(("channels", "size", "classes"), [(3, 32, 10), (1, 16, 4)])
+@pytest.mark.parametrize("size", [64, 128, 224])
+def test_shapes_at_larger_sizes(name: str, size: int) -> None:
+    with torch.device("meta"):
+        assert create(name, 7, 1, size, **SMALL[name])(torch.empty(2, 1, size, size)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize(("channels", "size", "classes"), [(3, 32, 10), (1, 40, 4)])
 def test_shapes_and_gradients(name: str, channels: int, size: int, classes: int) -> None:
-    small = {"convnet": 8, "resnet": 4, "mobilenet": 0.25}
-    network = create(name, classes, channels, size, **({"width": small[name]} if name in small else {"dim": 24}))
+    network = create(name, classes, channels, size, **SMALL[name])
     x = torch.randn(3, channels, size, size)
     logits = network(x.to(memory_format=memory_format(network)))
     assert logits.shape == (3, classes)
@@ -81,12 +131,148 @@ def test_resnet_halves_three_times_and_stem_stride_once_more() -> None:
         assert network.stages(network.stem(x)).shape == (2, 32, expected, expected)
 
 
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("mobilenetv2", "torchvision:mobilenet_v2"),
+        ("efficientnet-b0", "torchvision:efficientnet_b0"),
+        ("shufflenetv2-depthwise", "torchvision:shufflenet_v2_x1_0"),
+    ],
+)
+def test_originals_equal_torchvision(name: str, reference: str) -> None:
+    torch.manual_seed(0)
+    network, other = create(name, size=64).double().eval(), create(reference, size=64).double().eval()
+    for module in other.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1, 0.2)
+            nn.init.normal_(module.running_mean, 0, 0.1)
+    network.load_state_dict(dict(zip(network.state_dict(), other.state_dict().values(), strict=True)))
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    assert torch.allclose(network(x), other(x), rtol=1e-10)
+
+
+def test_pooled_block_against_plain_formula() -> None:
+    torch.manual_seed(0)
+    block = BasicBlock(4, 6, 2, "instance", pooled=True).double()
+    x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    y = F.avg_pool2d(F.relu(F.group_norm(F.conv2d(x, block.conv1.weight, padding=1), 6)), 2)
+    y = F.group_norm(F.conv2d(y, block.conv2.weight, padding=1), 6)
+    short = F.group_norm(F.conv2d(F.avg_pool2d(x, 2), block.shortcut[0].weight), 6)
+    assert torch.allclose(block(x), F.relu(y + short))
+    # Without a stride there is nothing to average.
+    plain, pooled = (BasicBlock(4, 4, 1, "instance", pooled).double() for pooled in (False, True))
+    pooled.load_state_dict(plain.state_dict())
+    assert torch.equal(plain(x), pooled(x))
+
+
+def test_resnet_ap_stem_fits_the_size() -> None:
+    for size, kernel, expected in ((32, 3, 32), (64, 3, 64), (128, 3, 64), (224, 7, 56)):
+        network = create("resnet_ap", size=size, width=4)
+        assert network.stem[0].kernel_size == (kernel, kernel)
+        assert network.stem(torch.randn(1, 3, size, size)).shape == (1, 4, expected, expected)
+    assert count(create("resnet_ap", width=8, blocks=2)) == count(create("resnet", width=8))
+
+
+def test_vgg_grid() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 64, 64)
+    network, same = create("vgg", size=64, width=4), create("vgg", size=64, width=4, grid=2)
+    same.load_state_dict(network.state_dict())
+    assert torch.equal(network(x), same(x))
+    repeated = create("vgg-11-glad", size=32, width=4).features(x[..., :32, :32])
+    assert torch.equal(repeated, repeated[..., :1, :1].expand(2, 32, 7, 7))
+
+
+def test_mobilenet_strides() -> None:
+    x = torch.randn(1, 3, 64, 64)
+    for options, expected in (({}, 8), ({"stem_stride": 2}, 4), ({"stem_stride": 2, "second_stride": 2}, 2)):
+        network = create("mobilenet", size=64, width=0.25, repeats=1, **options)
+        assert network.layers(x).shape[2:] == (expected, expected)
+
+
+def test_gate_scales_channels_by_their_means() -> None:
+    torch.manual_seed(0)
+    gate, x = Gate(6, 2), torch.rand(2, 6, 4, 4) + 1
+    factors = gate(x) / x
+    assert torch.allclose(factors, factors[..., :1, :1].expand_as(factors))
+    assert ((factors > 0) & (factors < 1)).all()
+    shuffled = x.flatten(2)[..., torch.randperm(16)].view_as(x)
+    assert torch.allclose(gate(shuffled) / shuffled, factors)
+
+
+def test_shuffle_is_a_permutation_and_half_of_a_unit_passes() -> None:
+    torch.manual_seed(0)
+    assert shuffle(torch.arange(6).view(1, 6, 1, 1)).flatten().tolist() == [0, 3, 1, 4, 2, 5]
+    x = torch.randn(2, 8, 5, 5)
+    assert torch.equal(ShuffleUnit(8, 8, 1, 2, "batch")(x)[:, ::2], x[:, :4])
+    assert ShuffleUnit(8, 20, 2, 2, "batch")(x).shape == (2, 20, 3, 3)
+    grouped, depthwise = (create("shufflenet", groups=groups, width=0.5) for groups in (2, 0))
+    assert {m.groups for m in depthwise.modules() if isinstance(m, nn.Conv2d)} == {1, 24, 48, 96}
+    assert {m.groups for m in grouped.modules() if isinstance(m, nn.Conv2d)} == {1, 2, 24, 48, 96}
+
+
+def test_vit_options() -> None:
+    def vit(**options: Any) -> nn.Module:
+        torch.manual_seed(0)
+        return create("vit", **{"dim": 24, "depth": 2, **options})
+
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    expected = vit()(x)
+    assert torch.equal(vit(head_dim=8)(x), expected)
+    assert count(vit(head_dim=16)) == count(vit()) + 2 * 4 * 24 * 24 + 2 * 3 * 24
+    assert count(vit(qkv_bias=False)) == count(vit()) - 2 * 3 * 24
+    dropping = vit(dropout=0.5)
+    assert not torch.allclose(dropping(x), expected)
+    assert torch.equal(dropping.eval()(x), expected)
+    assert not any(isinstance(module, nn.LayerNorm) for module in vit(norm="none").modules())
+    unit = vit(init="unit")
+    assert 0.9 < unit.positions.std() < 1.1
+    assert 0.9 / 3**0.5 < unit.blocks[0].proj.weight.std() * 24**0.5 < 1.1 / 3**0.5
+
+
+def test_names() -> None:
+    assert set(NAMES) == set(REGISTRY)
+    assert set(SMALL) == set(REGISTRY)
+    for preset, (network, options) in PRESETS.items():
+        check_network(preset)
+        check_network(network)
+        # A name that is both means the same.
+        assert preset not in NAMES or (network, options) == (preset, {})
+
+
+def test_options_override_those_of_a_preset() -> None:
+    assert count(create("convnet-3", depth=2, width=8)) == count(create("convnet", depth=2, width=8))
+    assert create("vit-glad", dim=24, depth=1, head_dim=8).patches.kernel_size == (16, 16)
+    assert PRESETS["vit-glad"][1]["dim"] == 512
+
+
 def test_timm_networks_by_prefix() -> None:
     network = create("timm:vit_tiny_patch16_224", 7, 3, 32)
     assert network(torch.randn(2, 3, 32, 32)).shape == (2, 7)
     assert create("timm:resnet10t", 7, 1, 64)(torch.randn(2, 1, 64, 64)).shape == (2, 7)
     with pytest.raises(ValueError, match="resnet18"):
         create("timm:resnt18")
+    with pytest.raises(ValueError, match="widht"):
+        create("timm:resnet18", widht=3)
+
+
+def test_torchvision_networks_by_prefix() -> None:
+    x = torch.randn(2, 3, 64, 64)
+    assert create("torchvision:squeezenet1_1", 7, 3, 64)(x).shape == (2, 7)
+    with torch.device("meta"):
+        assert create("torchvision:vit_b_16", 7, 3, 64)(x.to("meta")).shape == (2, 7)
+    with pytest.raises(ValueError, match="not known to torchvision; nearest: shufflenet_v2_x1_0"):
+        create("torchvision:shuflenet_v2_x1_0")
+    with pytest.raises(ValueError, match="takes 3 channels, not 1"):
+        create("torchvision:alexnet", channels=1)
+    with pytest.raises(ValueError, match="multiple values for keyword argument .weights"):
+        create("torchvision:alexnet", weights="DEFAULT")
+
+
+def test_check_of_a_library_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ValueError, match="needs timm"):
+        check_network("timm:resnet18")
 
 
 def test_refusals_name_the_remedy() -> None:
@@ -100,3 +286,28 @@ def test_refusals_name_the_remedy() -> None:
         create("vit", patch=5)
     with pytest.raises(ValueError, match="layer"):
         create("convnet", norm="layer")
+    with pytest.raises(ValueError, match="nearest: resnet18-dd"):
+        create("resnet18_dd")
+    with pytest.raises(ValueError, match="torchvision:NAME"):
+        check_network("qqq")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "options", "message"),
+    [
+        ("vgg", 16, {}, "at least 32"),
+        ("vgg", 32, {"depth": 12}, "choose 11, 13, 16, 19"),
+        ("alexnet", 7, {}, "at least 8"),
+        ("resnet_ap", 7, {}, "at least 8"),
+        ("mobilenetv2", 16, {}, "at least 32"),
+        ("efficientnet", 16, {}, "at least 32"),
+        ("shufflenet", 16, {}, "at least 32"),
+        ("shufflenet", 32, {"width": 0.7}, "choose 0.5, 1.0, 1.5, 2.0"),
+        ("vit", 32, {"norm": "batch"}, "choose layer or none"),
+        ("vit", 32, {"init": "zero"}, "choose small or unit"),
+        ("vit", 32, {"dim": 25}, "heads 3 must divide dim 25"),
+    ],
+)
+def test_options_and_sizes_that_do_not_fit(name: str, size: int, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create(name, size=size, **options)

@@ -1,5 +1,7 @@
 """The ConvNet of the dataset-distillation literature: the network that stage 1 matches, hence the 'proxy' student."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +24,22 @@ def norm_layer(norm: str, channels: int) -> nn.Module:
     raise ValueError(f"norm {norm!r} is not known; choose instance, batch, group or none")
 
 
+def convolution(
+    inner: int,
+    outer: int,
+    kernel: int,
+    norm: str,
+    activation: Callable[..., nn.Module] | None = nn.ReLU,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    bias: bool = False,
+) -> list[nn.Module]:
+    """The layers [convolution, normalisation, activation]; padded, so that only `stride` changes the size."""
+    layers = [nn.Conv2d(inner, outer, kernel, stride, kernel // 2, groups=groups, bias=bias), norm_layer(norm, outer)]
+    return [*layers, activation(inplace=True)] if activation else layers
+
+
 class ConvNet(nn.Module):
     """`depth` times [3x3 convolution, normalisation, ReLU, 2x2 average pooling], then one linear layer.
 
@@ -40,12 +58,7 @@ class ConvNet(nn.Module):
             raise ValueError(f"convnet: depth {depth} does not fit images of {size} pixels")
         layers: list[nn.Module] = []
         for block in range(depth):
-            layers += [
-                nn.Conv2d(channels if block == 0 else width, width, 3, padding=1),
-                norm_layer(norm, width),
-                nn.ReLU(inplace=True),
-                nn.AvgPool2d(2),
-            ]
+            layers += [*convolution(width if block else channels, width, 3, norm, bias=True), nn.AvgPool2d(2)]
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(width * (size >> depth) ** 2, classes)
 

@@ -3,25 +3,41 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diver.networks.convnet import norm_layer
+from diver.networks.convnet import convolution, norm_layer
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut (He et al. 2016)."""
+    """Two 3x3 convolutions with a shortcut (He et al. 2016); `pooled` averages where the original has a stride."""
 
-    def __init__(self, inner: int, outer: int, stride: int, norm: str) -> None:
+    def __init__(self, inner: int, outer: int, stride: int, norm: str, pooled: bool = False) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False)
+        pool = [nn.AvgPool2d(stride)] if pooled and stride != 1 else []
+        step = 1 if pooled else stride
+        self.conv1 = nn.Conv2d(inner, outer, 3, step, 1, bias=False)
         self.norm1 = norm_layer(norm, outer)
         self.conv2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False)
         self.norm2 = norm_layer(norm, outer)
+        self.pool = nn.Sequential(*pool)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inner != outer:
-            self.shortcut = nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), norm_layer(norm, outer))
+            project = nn.Conv2d(inner, outer, 1, step, bias=False)
+            self.shortcut = nn.Sequential(project, *pool, norm_layer(norm, outer))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        y = self.pool(F.relu(self.norm1(self.conv1(x)), inplace=True))
         return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x), inplace=True)
+
+
+def stages(width: int, blocks: int, norm: str, pooled: bool = False) -> nn.Sequential:
+    """Four stages of basic blocks, of 1, 2, 4 and 8 times `width` channels; each but the first halves the size."""
+    layers = []
+    inner = width
+    for stage in range(4):
+        for block in range(blocks):
+            outer = width * 2**stage
+            layers.append(BasicBlock(inner, outer, 2 if stage and not block else 1, norm, pooled))
+            inner = outer
+    return nn.Sequential(*layers)
 
 
 class ResNet(nn.Module):
@@ -45,18 +61,9 @@ class ResNet(nn.Module):
         super().__init__()
         if size < 8 * stem_stride:
             raise ValueError(f"resnet: images of {size} pixels are too small, at least {8 * stem_stride} are needed")
-        self.stem = nn.Sequential(
-            nn.Conv2d(channels, width, 3, stem_stride, 1, bias=False), norm_layer(norm, width), nn.ReLU(inplace=True)
-        )
-        stages: list[nn.Module] = []
-        inner = width
-        for stage in range(4):
-            for block in range(blocks):
-                outer = width * 2**stage
-                stages.append(BasicBlock(inner, outer, 2 if stage and not block else 1, norm))
-                inner = outer
-        self.stages = nn.Sequential(*stages)
-        self.classifier = nn.Linear(inner, classes)
+        self.stem = nn.Sequential(*convolution(channels, width, 3, norm, stride=stem_stride))
+        self.stages = stages(width, blocks, norm)
+        self.classifier = nn.Linear(8 * width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.stages(self.stem(x)).mean((2, 3)))
