@@ -1,4 +1,4 @@
-"""DSA against a per-image reference in float64, its gradients, and its random draws."""
+"""DSA against a per-image reference and kornia in float64, its gradients, and its random draws."""
 
 import math
 
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diver.networks.augment import DEFAULT, DSA, FAMILIES, Augmentation
+from diver.networks.views import ColorJitter, RandomResizedCrop
 
 
 def sample(image: Tensor, y: float, x: float) -> Tensor:
@@ -124,3 +125,71 @@ def test_none_and_refusals() -> None:
         DSA("color_blur")
     with pytest.raises(ValueError, match="drawn for 3 images, applied to 2"):
         DSA("flip").apply(images, DSA("flip").draw(3, torch.Generator()))
+
+
+# The same transformations by kornia, with the same parameters; it is used nowhere else.
+
+
+def by_kornia(family: str, images: Tensor, v: Tensor) -> Tensor:
+    from kornia import enhance
+    from kornia.geometry import bbox, transform
+
+    n, _, size, _ = images.shape
+    if family == "color":
+        brighter = enhance.adjust_brightness(images, v[:, 0] - 0.5, clip_output=False)
+        return enhance.adjust_contrast_with_mean_subtraction(brighter, v[:, 2] + 0.5)
+    if family == "crop":
+        pad = int(size / 8 + 0.5)
+        return transform.translate(images, pad - (v.flip(1) * (2 * pad + 1)).floor(), align_corners=False)
+    if family == "cutout":
+        side = int(size / 2 + 0.5)
+        top, left = ((v * (size + 1 - side % 2)).floor() - side // 2).unbind(1)
+        sides = torch.full_like(top, side)
+        return images * (1 - bbox.bbox_to_mask(bbox.bbox_generator(left, top, sides, sides), size, size)[:, None])
+    if family == "flip":
+        return torch.where(v.view(n, 1, 1, 1) < 0.5, transform.hflip(images), images)
+    if family == "scale":
+        return transform.scale(images, 1 / (1 / 1.2 + v * (1.2 - 1 / 1.2)), align_corners=False)
+    return transform.rotate(images, (v[:, 0] - 0.5) * 30, align_corners=False)
+
+
+@pytest.mark.parametrize("size", [16, 17])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family_equals_kornia(family: str, size: int) -> None:
+    """Colours in grey, as kornia weighs channels, and within [0, 1], to which its contrast clips."""
+    pytest.importorskip("kornia")
+    generator = torch.Generator().manual_seed(4)
+    channels = 1 if family == "color" else 3
+    images = 0.45 + 0.1 * torch.rand(12, channels, size, size, dtype=torch.float64, generator=generator)
+    values = DSA(family).draw(len(images), generator).values.double()
+    drawn = Augmentation(family, 0.3 + 0.4 * values if family == "color" else values)
+    expected = by_kornia(family, images, drawn.values)
+    assert torch.allclose(DSA(family).apply(images, drawn), expected, rtol=0, atol=1e-12)
+
+
+def test_crop_of_views_equals_kornia() -> None:
+    pytest.importorskip("kornia")
+    from kornia.geometry.transform import crop_by_indices
+
+    generator, crop = torch.Generator().manual_seed(5), RandomResizedCrop((0.08, 1))
+    images = torch.randn(12, 3, 17, 17, dtype=torch.float64, generator=generator)
+    values = crop.draw(12, generator)
+    top, left, height, width = crop.boxes(values, 17, 17).unbind(1)
+    right, bottom = left + width - 1, top + height - 1
+    corners = torch.stack([left, top, right, top, right, bottom, left, bottom], 1).view(12, 4, 2)
+    expected = crop_by_indices(images, corners, (17, 17), align_corners=False)
+    assert torch.allclose(crop.apply(images, values), expected, rtol=0, atol=1e-12)
+
+
+def test_jitter_of_views_equals_kornia() -> None:
+    pytest.importorskip("kornia")
+    from kornia import enhance
+
+    generator, jitter = torch.Generator().manual_seed(6), ColorJitter((0, 0, 0), (1, 1, 1))
+    images = 0.3 + 0.2 * torch.rand(12, 3, 8, 8, dtype=torch.float64, generator=generator)
+    values = jitter.draw(12, generator)
+    brightness, contrast, saturation = (1 - values.double()).unbind(1)
+    expected = enhance.adjust_brightness_accumulative(images, brightness, clip_output=False)
+    expected = enhance.adjust_contrast_with_mean_subtraction(expected, contrast)
+    expected = enhance.adjust_saturation_with_gray_subtraction(expected, saturation)
+    assert torch.allclose(jitter.apply(images, values), expected, rtol=0, atol=1e-12)
