@@ -1,19 +1,26 @@
 """Stage 1: the distribution-matching loss against its equation, the sets' promises, repeatability."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from diver.config.distill import SETTINGS, DMConfig, RandomConfig
+from diver.config.distill import SETTINGS, CoresetConfig, DMConfig, RandomConfig
 from diver.data.prepared import Prepared
 from diver.distill import METHODS
+from diver.distill.coresets import herding, k_center, k_means
 from diver.distill.dm import iteration_loss, random_network
+from diver.networks import create
 from diver.networks.augment import DSA, FAMILIES
+from diver.networks.weights import Trained, WeightsError, embed, write_trained
 from diver.sets import ValueRange
 
 TINY = {"iterations": 3, "batch_real": 8, "width": 8, "depth": 2}
+CORESETS = ("herding", "k_center", "k_means")
+SELECTIONS = [herding, k_center, lambda features, k: k_means(features, k, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +155,146 @@ def test_failures_are_named(data: Prepared) -> None:
 
 def test_every_method_has_settings() -> None:
     assert set(METHODS) == set(SETTINGS)
+
+
+def brute_herding(features: Tensor, k: int) -> list[int]:
+    mean, chosen = features.mean(0), []
+    for _ in range(k):
+        left = [i for i in range(len(features)) if i not in chosen]
+        chosen.append(min(left, key=lambda i: (mean - features[[*chosen, i]].sum(0) / (len(chosen) + 1)).norm()))
+    return chosen
+
+
+def brute_k_center(features: Tensor, k: int) -> list[int]:
+    chosen = [min(range(len(features)), key=lambda i: (features[i] - features.mean(0)).norm())]
+    while len(chosen) < k:
+        left = [i for i in range(len(features)) if i not in chosen]
+        chosen.append(max(left, key=lambda i: min((features[i] - features[s]).norm() for s in chosen)))
+    return chosen
+
+
+@pytest.mark.parametrize(("select", "brute"), [(herding, brute_herding), (k_center, brute_k_center)])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_greedy_selections_against_brute_force(select: Callable, brute: Callable, offset: float, seed: int) -> None:
+    """Also far from the origin, where expanded distances in float32 would be noise."""
+    features = torch.randn(40, 7, generator=torch.Generator().manual_seed(seed)).relu() + offset
+    expected = brute(features.double(), 40)
+    assert sorted(expected) == list(range(40))
+    assert select(features, 40).tolist() == expected
+    assert select(features, 9).tolist() == expected[:9]
+
+
+def test_k_center_starts_nearest_to_the_mean_and_goes_to_the_farthest() -> None:
+    features = torch.tensor([[0.0], [1.0], [2.1], [9.0], [3.0]])
+    assert k_center(features, 3).tolist() == [4, 3, 0]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32 + 5])
+def test_k_means_takes_one_of_each_blob(seed: int) -> None:
+    centres = 100 * torch.eye(6)
+    blob = torch.arange(6).repeat(15)
+    features = centres[blob] + torch.randn(90, 6, generator=torch.Generator().manual_seed(seed))
+    chosen = k_means(features, 6, seed)
+    assert sorted(blob[chosen].tolist()) == list(range(6))
+    for i in chosen.tolist():
+        mine = features[blob == blob[i]]
+        assert (features[i] - mine.mean(0)).norm() == (mine - mine.mean(0)).norm(dim=1).min()
+    assert torch.equal(chosen, k_means(features, 6, seed))
+
+
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+@pytest.mark.parametrize("select", SELECTIONS)
+def test_images_that_are_equal_are_selected_once_each(select: Callable) -> None:
+    features = torch.ones(6, 3)
+    features[4:] = 2
+    assert sorted(select(features, 6).tolist()) == list(range(6))
+
+
+@pytest.mark.parametrize("select", SELECTIONS)
+def test_features_that_cannot_be_selected_from(select: Callable) -> None:
+    features = torch.randn(5, 3)
+    for k in (0, 6):
+        with pytest.raises(ValueError, match=f"{k} of 5 images"):
+            select(features, k)
+    with pytest.raises(ValueError, match="not finite"):
+        select(features / torch.zeros(5, 1), 2)
+    for wrong in (features[0], features.long()):
+        with pytest.raises(ValueError, match="not float"):
+            select(wrong, 2)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trained]:
+    """A network of another dataset and standardisation, in its file."""
+    torch.manual_seed(0)
+    network = create("convnet", 4, 3, 16, width=4, depth=2).eval()
+    trained = Trained(
+        network, "convnet", {"width": 4, "depth": 2}, tuple("wxyz"), 3, 16, "other", (0.5,) * 3, (0.5,) * 3, 61.5
+    )
+    path = tmp_path_factory.mktemp("encoder") / "trained.safetensors"
+    write_trained(path, trained)
+    return path, trained
+
+
+@pytest.mark.parametrize("method", CORESETS)
+@pytest.mark.parametrize("pixels", [True, False], ids=["pixels", "network"])
+def test_coresets_are_training_images_in_the_order_of_selection(
+    data: Prepared, encoder: tuple[Path, Trained], method: str, pixels: bool
+) -> None:
+    path, trained = encoder
+    config, notes = CoresetConfig(seed=3, encoder="pixels" if pixels else str(path)), []
+    first = METHODS[method](data, 4, config, code="abc", progress=lambda *n: notes.append(n))
+    assert first.digest() == METHODS[method](data, 4, config, code="abc", progress=quiet).digest()
+    assert [n[:2] for n in notes] == [(20, 60), (40, 60), (60, 60)]
+
+    real = data.standardised(data.train_images)
+    if pixels:
+        features = real.flatten(1)
+    else:
+        unit = data.train_images / 255
+        features = embed(trained.network, (unit - 0.5) / 0.5)
+    select = {"herding": herding, "k_center": k_center, "k_means": lambda f, k: k_means(f, k, 3)}[method]
+    members = [(data.train_labels == c).nonzero().flatten() for c in range(3)]
+    expected = torch.cat([mine[select(features[mine], 4)] for mine in members])
+    assert torch.equal(first.images, real[expected])
+    assert len(set(expected.tolist())) == 12
+    assert first.labels is not None
+    assert torch.equal(data.train_labels[expected], first.labels)
+    (step,) = first.steps
+    assert (step.method, step.seed, step.code) == (method, 3, "abc")
+
+
+def test_coresets_record_the_encoder_as_on_any_machine(
+    data: Prepared, encoder: tuple[Path, Trained], tmp_path: Path
+) -> None:
+    path, _ = encoder
+    (tmp_path / "elsewhere").write_bytes(path.read_bytes())
+    sets = [
+        METHODS["herding"](data, 2, CoresetConfig(encoder=str(p)), progress=quiet)
+        for p in (path, tmp_path / "elsewhere")
+    ]
+    assert sets[0].digest() == sets[1].digest()
+    recorded = sets[0].steps[0].parameters["encoder"]
+    assert len(recorded.pop("sha256")) == 64
+    assert recorded == {
+        "network": "convnet",
+        "options": {"width": 4, "depth": 2},
+        "dataset": "other",
+        "accuracy": 61.5,
+    }
+    pixels = METHODS["herding"](data, 2, CoresetConfig(), progress=quiet)
+    assert pixels.steps[0].parameters == {"seed": 1, "encoder": "pixels"}
+
+
+@pytest.mark.parametrize("method", CORESETS)
+def test_coresets_name_their_failures(data: Prepared, encoder: tuple[Path, Trained], method: str) -> None:
+    with pytest.raises(ValueError, match="20 training images, 21 are needed"):
+        METHODS[method](data, 21, CoresetConfig(), progress=quiet)
+    with pytest.raises(ValueError, match="the workflow puts its path here"):
+        METHODS[method](data, 1, CoresetConfig(encoder="teacher"), progress=quiet)
+    with pytest.raises(WeightsError, match="no such file"):
+        METHODS[method](data, 1, CoresetConfig(encoder="nowhere.safetensors"), progress=quiet)
+    small = replace(data, train_images=data.train_images[..., :8, :8])
+    with pytest.raises(ValueError, match=r"takes images \[3, 16, 16\], those of tinted are \[3, 8, 8\]"):
+        METHODS[method](small, 1, CoresetConfig(encoder=str(encoder[0])), progress=quiet)

@@ -6,6 +6,9 @@ from pydantic import Field
 
 from diver.config.base import Model
 
+# Values of `encoder` that are not paths.
+PIXELS, TEACHER = "pixels", "teacher"
+
 
 class DistillConfig(Model):
     """Settings that every stage-1 method has."""
@@ -32,4 +35,21 @@ class DMConfig(DistillConfig):
     )
 
 
-SETTINGS: dict[str, type[DistillConfig]] = {"random": RandomConfig, "dm": DMConfig}
+class CoresetConfig(DistillConfig):
+    """Real training images, chosen per class by their features under a fixed encoder."""
+
+    encoder: str = Field(
+        PIXELS,
+        min_length=1,
+        description="Where features come from: 'pixels' (standardised), 'teacher' (the study's), or the path of a "
+        "trained network's file.",
+    )
+
+
+SETTINGS: dict[str, type[DistillConfig]] = {
+    "random": RandomConfig,
+    "herding": CoresetConfig,
+    "k_center": CoresetConfig,
+    "k_means": CoresetConfig,
+    "dm": DMConfig,
+}
