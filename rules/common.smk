@@ -1,16 +1,11 @@
 """Helpers of all rules: the validated study, its cells and paths, and the digests of the code."""
 
-import os
 import sys
 from dataclasses import replace
 
 from snakemake.exceptions import WorkflowError
 
 SOURCE = f"{workflow.basedir}/src"
-# Jobs inherit these: without them glibc gives each large tensor back to the system at once, and page faults take up
-# to half of a small student's time. Results do not change.
-os.environ.setdefault("MALLOC_MMAP_MAX_", "0")
-os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(10**10))
 sys.path.insert(0, SOURCE)
 
 from diver import study as cells
@@ -53,7 +48,10 @@ def set_paths(recovered):
 
 
 def student_paths():
-    return [cells.students_path(STUDY, cell) for cell in STUDENTS]
+    """Tables of all students: of every set, and of the whole training set if the study asks for it."""
+    groups = cells.student_groups(STUDY) if STUDY.students.full_data else []
+    ceilings = [cells.full_path(STUDY, dataset, group) for dataset in STUDY.datasets for group in groups]
+    return [cells.students_path(STUDY, cell) for cell in STUDENTS] + ceilings
 
 
 def student_architectures(wildcards):
@@ -66,6 +64,32 @@ def source_set(wildcards):
     """The set that students are trained on: recovered, or the stage-1 set itself."""
     cell = cells.SetCell(wildcards.dataset, int(wildcards.ipc), wildcards.stage1, wildcards.set)
     return cells.set_path(STUDY, cell)
+
+
+def teacher_source(wildcards):
+    """File or timm name of the dataset's teacher, '' if there is none."""
+    return cells.teacher_path(STUDY, wildcards.dataset) or ""
+
+
+def teacher_file(wildcards):
+    """The teacher as an input: nothing if there is none, or if timm has it."""
+    source = teacher_source(wildcards)
+    return [] if not source or source.startswith("timm:") else source
+
+
+def labels_file(wildcards):
+    """What soft labels of students come from: stored answers, a teacher's file, or nothing."""
+    labels = STUDY.students.protocol.labels
+    cell = cells.SetCell(wildcards.dataset, int(wildcards.ipc), wildcards.stage1, wildcards.set)
+    if labels == "replay":
+        return cells.answers_path(STUDY, cell, wildcards.scale)
+    return teacher_file(wildcards) if labels == "teacher" else []
+
+
+def encoder_file(wildcards):
+    """The encoder of a coreset as an input: the study's teacher, a file, or nothing."""
+    encoder = STUDY.distill[wildcards.stage1].at(int(wildcards.ipc)).get("encoder", "pixels")
+    return teacher_file(wildcards) if encoder == "teacher" else [] if encoder == "pixels" else encoder
 
 
 def stage1_set(wildcards):
@@ -82,7 +106,9 @@ def prior_source(wildcards):
 
 
 def distill_settings(wildcards):
-    return STUDY.distill[wildcards.stage1].at(int(wildcards.ipc))
+    """Settings of a stage-1 method; the word 'teacher' becomes the file of the study's teacher."""
+    settings = STUDY.distill[wildcards.stage1].at(int(wildcards.ipc))
+    return {**settings, "encoder": teacher_source(wildcards)} if settings.get("encoder") == "teacher" else settings
 
 
 def recover_settings(wildcards):
@@ -92,7 +118,7 @@ def recover_settings(wildcards):
 def display_names():
     """Labels and order of the study's entries for tables and figures."""
     return {
-        "stage1": {name: entry.label for name, entry in STUDY.distill.items()},
+        "stage1": {**{name: entry.label for name, entry in STUDY.distill.items()}, cells.FULL: "all training images"},
         "stage2": {NONE: "stage-1 set", **{name: entry.label for name, entry in STUDY.recover.items()}},
         "architecture": {name: entry.label for name, entry in STUDY.students.architectures.items()},
         "dataset": {name: spec.label or name for name, spec in DATASETS.items()},

@@ -13,9 +13,10 @@ from diver.provenance import code_digest, used_modules
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src/diver"
 ROOMS = {
+    "workers": -1,
     **dict.fromkeys(["config", "provenance", "progress", "tensorfile"], 0),
     **dict.fromkeys(["sets", "study"], 1),
-    **dict.fromkeys(["data", "networks"], 2),
+    **dict.fromkeys(["data", "networks", "exports"], 2),
     "prior": 3,
     **dict.fromkeys(["distill", "recover"], 4),
     "students": 5,
@@ -83,9 +84,14 @@ def test_digest_changes_with_an_imported_module(tmp_path: Path, monkeypatch: pyt
     assert digest() != first
 
 
-def locked() -> dict[str, str]:
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
-    found = (re.match(r"([A-Za-z0-9_.-]+)==([^\s;]+)", line) for line in lines)
+def lock_of(environment: Path) -> Path:
+    """An environment's own lock, if it has one, else the project's."""
+    own = ROOT / f"requirements-{environment.stem}.lock"
+    return own if own.exists() else ROOT / "requirements.lock"
+
+
+def locked(lock: Path) -> dict[str, str]:
+    found = (re.match(r"([A-Za-z0-9_.-]+)==([^\s;]+)", line) for line in lock.read_text().splitlines())
     # A package that is pinned twice is pinned first for the oldest Python, which the environments use.
     versions: dict[str, str] = {}
     for match in filter(None, found):
@@ -98,9 +104,20 @@ def test_environments_equal_the_lock(path: Path) -> None:
     environment = yaml.safe_load(path.read_text())
     assert environment["channels"] == ["conda-forge", "nodefaults"]
     pinned = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
+    versions = locked(lock_of(path))
     for requirement in pinned:
         name, version = requirement.split("==")
-        assert locked()[name] == version, requirement
+        assert versions[name] == version, requirement
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("requirements*.lock")), ids=lambda p: p.stem)
+def test_locks_share_torch_and_name_no_host(path: Path) -> None:
+    """One torch build for students and judge, and files that say nothing of where they were made."""
+    ours, here = locked(ROOT / "requirements.lock"), locked(path)
+    assert (here["torch"], here["torchvision"]) == (ours["torch"], ours["torchvision"])
+    text = path.read_text()
+    assert "://" not in text and "-index" not in text and "--find-links" not in text
+    assert text.count("--hash=sha256:") >= len(here)
 
 
 def packages(module: Path) -> set[str]:
@@ -115,7 +132,7 @@ def packages(module: Path) -> set[str]:
 
 
 def test_every_import_of_a_step_is_in_its_environment() -> None:
-    known = {"yaml": "pyyaml", "PIL": "pillow"}
+    known = {"yaml": "pyyaml", "PIL": "pillow", "sklearn": "scikit-learn"}
     pattern = re.compile(r'"\.\./envs/(\w+\.yaml)".*?"\.\./src/steps/(\w+\.py)"', re.S)
     pairs = [pair for rule in (ROOT / "rules").glob("*.smk") for pair in pattern.findall(rule.read_text())]
     assert {step for _, step in pairs} == {p.name for p in (ROOT / "src/steps").glob("*.py")}

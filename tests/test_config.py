@@ -61,6 +61,14 @@ def edit(keys: str, value: Any) -> dict[str, Any]:
         ("students/as_published", {"dm": ["predd2"]}, ["students.as_published.dm", "did you mean 'predd'"]),
         ("ipc", ["ten"], ["ipc.0", "ten"]),
         ("students/protocol/epochs", {1: 5}, ["students.protocol.epochs", "no entry for IPC 2"]),
+        ("students/protocol/name", "hard-icd", ["students.protocol", "did you mean 'hard-idc'"]),
+        ("students/protocol/augmentation", "color_rotat", ["students.protocol.augmentation", "rotate"]),
+        ("students/protocol/epoch", 3, ["students.protocol.epoch", "did you mean 'epochs'"]),
+        ("students/architectures/resnet/network", "resnt", ["students.architectures.resnet.network", "resnet"]),
+        ("teacher", None, ["herding needs a teacher", "`network:`", "`source:`"]),
+        ("teacher", {"source": "timm:resnet18"}, ["distill.herding.settings.encoder", "give a file's path"]),
+        ("teacher/network", "convent", ["teacher", "convnet"]),
+        ("distill/full", {"label": "F", "method": "random"}, ["distill.full", "choose another"]),
     ],
 )
 def test_faults_are_named_with_key_and_remedy(keys: str, value: Any, words: list[str]) -> None:
@@ -70,6 +78,14 @@ def test_faults_are_named_with_key_and_remedy(keys: str, value: Any, words: list
     assert message.startswith("study.yaml is refused")
     for word in words:
         assert word in message, message
+
+
+def test_a_protocol_without_its_teacher_is_refused_before_anything_runs() -> None:
+    content = edit("students/protocol", {"name": "soft-rded", "epochs": 2})
+    assert parse_study(content, "study.yaml").students.protocol.temperature == 20
+    del content["teacher"], content["distill"]["herding"]
+    with pytest.raises(ConfigError, match="soft-rded needs a teacher"):
+        parse_study(content, "study.yaml")
 
 
 def test_all_faults_come_at_once() -> None:
@@ -92,7 +108,7 @@ def test_unreadable_studies(tmp_path: Path, content: str | None, word: str) -> N
 def test_cells_and_paths() -> None:
     study = parse_study(raw(), "test")
     sets = list(set_cells(study))
-    assert len(sets) == len(set(sets)) == 3 + 5
+    assert len(sets) == len(set(sets)) == 3 + 5 + 1
     assert SetCell("cifar10-slice", 2, "random", "diver") not in sets
     students = list(student_cells(study))
     assert len(students) == 2 * (len(sets) + 1)

@@ -1,31 +1,53 @@
-"""The student trainer against a plain loop on torch.optim, its schedule, repeatability, divergence, table rows."""
+"""The student trainer: every protocol against a plain loop on torch.optim, repeatability, resuming, rows of a table."""
 
 import copy
-import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diver.config.students import Architecture, Protocol
+from diver.config.protocols import protocol
+from diver.config.students import Architecture
 from diver.data.prepared import Prepared
 from diver.networks import create, memory_format
-from diver.networks.augment import DSA
+from diver.networks.views import augmentation, draw_mix
+from diver.networks.weights import Trained
 from diver.sets import SYMMETRIC, DistilledSet, ValueRange
-from diver.students import StudentError, StudentProtocol, evaluate_set, train_students
+from diver.students import (
+    ReplayError,
+    StudentData,
+    StudentError,
+    StudentProtocol,
+    evaluate_full,
+    evaluate_set,
+    record_answers,
+    student_protocol,
+    train_students,
+    train_teacher,
+)
+from diver.students import train as trainer
 from diver.students.evaluate import student_images
-from diver.students.train import _Average, flatten_parameters, sgd_step
+from diver.students.replay import Replay
+from diver.students.train import Student, _Average, activation_bytes, couples_images, flatten_parameters
 from diver.students.train import test_accuracy as measure_accuracy
 
 CONVNET = ("convnet", {"width": 8, "depth": 2})
-Data = tuple[Tensor, Tensor, Tensor, Tensor]
+DROPOUT = ("vit", {"dim": 24, "depth": 1, "dropout": 0.2})
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 
 @pytest.fixture(scope="module")
-def data() -> Data:
-    """Three classes told apart by colour: 12 training and 90 test images of 16 x 16."""
+def data() -> StudentData:
+    """Three classes told apart by colour: 12 training and 90 test images of 16 x 16, and a random teacher."""
     generator = torch.Generator().manual_seed(0)
 
     def split(each: int) -> tuple[Tensor, Tensor]:
@@ -34,83 +56,178 @@ def data() -> Data:
         images[torch.arange(len(labels)), labels] += 1.5
         return images, labels
 
-    return (*split(4), *split(30))
+    torch.manual_seed(3)
+    network = create(CONVNET[0], 3, 3, 16, **CONVNET[1]).eval().requires_grad_(False)
+    teacher = Trained(network, *CONVNET, ("a", "b", "c"), 3, 16, "coloured", MEAN, STD)
+    return StudentData(*split(4), *split(30), 3, MEAN, STD, torch.randn(12, 3, generator=generator), teacher)
 
 
 def quiet(done: int, total: int, note: str) -> None:
     pass
 
 
-def plain_training(network: nn.Module, data: Data, protocol: StudentProtocol, generator: torch.Generator):
-    """The same protocol on torch.optim; returns the averaged network and the last loss."""
-    # In the layout of the trainer: batch normalisation of few values enlarges differences in rounding.
-    images, labels = data[0].to(memory_format=memory_format(network)), data[1]
-    average, dsa = copy.deepcopy(network), DSA(protocol.augmentation)
-    optimizer = torch.optim.SGD(network.parameters(), 1.0, protocol.momentum, weight_decay=protocol.weight_decay)
-    step = 0
-    for epoch in range(protocol.epochs):
-        optimizer.param_groups[0]["lr"] = protocol.rate(epoch)
-        whole = len(labels) <= protocol.batch
-        order = torch.arange(len(labels)) if whole else torch.randperm(len(labels), generator=generator)
-        for index in order.split(protocol.batch):
+def answers(data: StudentData, used: StudentProtocol) -> Replay:
+    assert data.teacher is not None
+    augment = augmentation(used.augmentation, size=None, mean=data.mean, std=data.std)
+    return record_answers(data.images, "set", data.teacher, augment, used, 7, quiet)
+
+
+def small(name: str, **changes: object) -> StudentProtocol:
+    """A named protocol, shortened."""
+    used = student_protocol(protocol(name), "convnet", 4, 3)
+    return replace(used, **{"epochs": 6, "batch": 5, "test_every": None, "evaluations": 2, **changes})
+
+
+def plain_training(name: str, options: dict, data: StudentData, used: StudentProtocol, seed: int):
+    """A protocol written out on torch.optim with the losses of its papers; returns (tested network, last loss)."""
+    torch.manual_seed(seed)
+    network = create(name, 3, 3, 16, **options).train()
+    generator = torch.Generator().manual_seed(seed + 1_000_003)
+    average, updates, temperature = copy.deepcopy(network), 0, used.temperature
+    matrices = [p for n, p in network.named_parameters() if used.decay_vectors or ("weight" in n and p.ndim > 1)]
+    vectors = [p for p in network.parameters() if not any(p is q for q in matrices)]
+    groups = [{"params": matrices, "weight_decay": used.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+    def new_optimizer() -> torch.optim.Optimizer:
+        if used.optimizer == "adamw":
+            return torch.optim.AdamW(groups, 1.0, betas=used.betas)
+        return torch.optim.SGD(groups, 1.0, momentum=used.momentum)
+
+    def blend() -> None:
+        nonlocal updates
+        decay = min(used.ema_decay, updates / (updates + 1))
+        for mine, live in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
+            if live.is_floating_point():
+                mine.copy_(decay * mine + (1 - decay) * live)
+        updates += 1
+
+    optimizer, augment = new_optimizer(), augmentation(used.augmentation, size=None, mean=data.mean, std=data.std)
+    count, loss = len(data.labels), torch.zeros(())
+    for epoch in range(used.epochs + used.extra_epoch):
+        if used.momentum_reset and epoch == used.epochs // 2 + 2:
+            optimizer = new_optimizer()
+        for group in optimizer.param_groups:
+            group["lr"] = used.rate(epoch)
+        whole = count <= used.batch
+        order = [torch.arange(count)] if whole else torch.randperm(count, generator=generator).split(used.batch)
+        for number in range(len(order)):
+            partner, weight = None, 1.0
+            if used.labels == "replay":
+                answer = data.replay.answered(epoch, number)
+                x = answer.mix.apply(augment.apply(data.images[answer.index], answer.view))
+                soft = answer.logits
+            else:
+                x, y = data.images[order[number]], data.labels[order[number]]
+                x = augment.apply(x, augment.draw(len(x), generator))
+                if used.mix != "none":
+                    mix = draw_mix(used.mix, len(x), used.mix_alpha, used.mix_probability, generator, size=16)
+                    x, partner, weight = mix.apply(x), mix.partner, mix.weight if mix.kind != "none" else 1.0
+                if used.labels == "teacher":
+                    soft = data.teacher.network(x)
+            x = x.to(memory_format=memory_format(network))
+            if used.double_forward:
+                with torch.no_grad():
+                    network(x)
+            logits = network(x)
+            if used.labels in ("teacher", "replay"):
+                log_q = F.log_softmax(logits / temperature, 1)
+                loss = F.kl_div(log_q, F.softmax(soft / temperature, 1), reduction="batchmean")
+            elif used.labels == "soft":
+                chosen = data.soft_labels[order[number]]
+                loss = -(F.softmax(chosen, 1) * F.log_softmax(logits, 1)).sum(1).mean()
+            else:
+                loss = F.cross_entropy(logits, y)
+                if partner is not None:
+                    loss = loss * weight + F.cross_entropy(logits, y[partner]) * (1 - weight)
             optimizer.zero_grad()
-            drawn = dsa.draw(len(index), generator)
-            loss = F.cross_entropy(network(dsa.apply(images[index], drawn)), labels[index])
             loss.backward()
             optimizer.step()
-            decay = min(protocol.ema_decay, (1 + step) / (10 + step)) if protocol.ema_warmup else protocol.ema_decay
-            for mine, live in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
-                if live.is_floating_point():
-                    mine.copy_(decay * mine + (1 - decay) * live)
-            step += 1
-    return average.eval(), loss.item()
+            if used.ema_decay and not used.ema_per_epoch:
+                blend()
+        if used.ema_decay and used.ema_per_epoch:
+            blend()
+    return (average if used.ema_decay else network).eval(), loss.item()
 
 
-@pytest.mark.parametrize("warmup", [True, False])
+CASES = [
+    ("glad-eval", *CONVNET, {"learning_rate": 0.02}),
+    ("glad-eval", *CONVNET, {"learning_rate": 0.02, "batch": 256, "ema_decay": 0.5}),
+    ("glad-eval", *CONVNET, {"learning_rate": 0.02, "ema_per_epoch": False, "labels": "soft"}),
+    ("glad-eval", *DROPOUT, {"learning_rate": 0.02, "batch": 256}),
+    ("glad-eval", "mobilenet", {"width": 0.25, "repeats": 1}, {"learning_rate": 0.02, "batch": 256}),
+    ("hard-idc", *CONVNET, {}),
+    ("hard-idc", *CONVNET, {"mix": "mixup", "mix_probability": 0.5}),
+    ("soft-rded", *CONVNET, {}),
+    ("soft-rded", "mobilenet", {"width": 0.25, "repeats": 1}, {"batch": 12}),
+    ("soft-fkd", *CONVNET, {}),
+    ("dc-eval", *CONVNET, {}),
+    ("full-data", *CONVNET, {}),
+]
+
+
+@pytest.mark.parametrize(("name", "network", "options", "changes"), CASES)
+def test_protocols_against_a_plain_loop(
+    data: StudentData, name: str, network: str, options: dict, changes: dict
+) -> None:
+    used = small(name, **changes)
+    if used.labels == "replay":
+        data = replace(data, replay=answers(data, used))
+    (result,) = train_students(network, options, data, used, [5], quiet)
+    tested, loss = plain_training(network, options, data, used, 5)
+    # Small batches under batch normalisation enlarge differences in rounding.
+    assert result.train_loss_last == pytest.approx(loss, rel=2e-3, abs=1e-6)
+    expected = 100 * float((tested(data.test_images).argmax(1) == data.test_labels).float().mean())
+    assert result.accuracy_last == pytest.approx(expected, abs=2.3)
+    passes = used.epochs + used.extra_epoch
+    assert result.steps == passes * -(-12 // used.batch)
+
+
 @pytest.mark.parametrize(
-    ("name", "options", "batch"),
+    ("name", "network", "options", "switch"),
     [
-        (*CONVNET, 256),
-        (*CONVNET, 5),
-        ("vit", {"dim": 24, "depth": 1}, 5),
-        ("mobilenet", {"width": 0.25, "repeats": 1}, 256),
+        ("glad-eval", *CONVNET, {"ema_per_epoch": False}),
+        ("glad-eval", *CONVNET, {"ema_decay": 0.0}),
+        ("dc-eval", *CONVNET, {"extra_epoch": False}),
+        ("dc-eval", *CONVNET, {"momentum_reset": False}),
+        ("soft-rded", "mobilenet", {"width": 0.25, "repeats": 1}, {"double_forward": False}),
+        ("soft-rded", *CONVNET, {"temperature": 1.0}),
+        ("soft-rded", *CONVNET, {"decay_vectors": True}),
+        ("hard-idc", *CONVNET, {"mix": "none"}),
     ],
 )
-def test_trainer_against_plain_loop(data: Data, name: str, options: dict, batch: int, warmup: bool) -> None:
-    protocol = StudentProtocol(4, 0.02, batch=batch, ema_warmup=warmup, ema_decay=0.7)
-    (result,) = train_students(name, options, *data, protocol, [5], progress=quiet)
-    torch.manual_seed(5)
-    network = create(name, 3, 3, 16, **options)
-    average, loss = plain_training(network, data, protocol, torch.Generator().manual_seed(5 + 1_000_003))
-    assert result.train_loss_last == pytest.approx(loss, rel=2e-3)
-    expected = 100 * float((average(data[2]).argmax(1) == data[3]).float().mean())
-    assert result.accuracy_last == pytest.approx(expected, abs=2.3)
-    assert result.steps == 4 * math.ceil(12 / batch)
-    assert result.parameters == sum(p.numel() for p in network.parameters())
+def test_every_switch_reaches_the_network(
+    data: StudentData, name: str, network: str, options: dict, switch: dict
+) -> None:
+    def tested(used: StudentProtocol) -> Tensor:
+        kept: list[Student] = []
+        train_students(network, options, data, used, [0], quiet, keep=kept.append)
+        return torch.cat([v.float().flatten() for v in kept[0].tested_network.state_dict().values()])
+
+    used = small(name, weight_decay=0.1, learning_rate=0.02)
+    assert not torch.equal(tested(used), tested(replace(used, **switch)))
 
 
-def test_sgd_step_is_torch_sgd() -> None:
-    torch.manual_seed(0)
-    reference = create("convnet", 4, 3, 8, width=4, depth=1).double()
-    network = copy.deepcopy(reference)
-    flat, gradient = flatten_parameters(network)
-    velocity = torch.zeros_like(flat)
-    optimizer = torch.optim.SGD(reference.parameters(), 0.1, momentum=0.9, weight_decay=5e-2)
-    for rate in (0.1, 0.3, 0.2):
-        x, y = torch.randn(6, 3, 8, 8, dtype=torch.float64), torch.randint(0, 4, (6,))
-        optimizer.param_groups[0]["lr"] = rate
-        optimizer.zero_grad()
-        F.cross_entropy(reference(x), y).backward()
-        optimizer.step()
-        gradient.zero_()
-        F.cross_entropy(network(x), y).backward()
-        sgd_step(flat, gradient, velocity, rate, 0.9, 5e-2)
-        for mine, theirs in zip(network.parameters(), reference.parameters(), strict=True):
-            assert torch.allclose(mine, theirs, atol=1e-12)
+def test_a_step_in_parts_is_the_step(data: StudentData, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = small("hard-idc", batch=12)
+
+    def trained() -> tuple[int, Tensor]:
+        kept: list[Student] = []
+        train_students(*CONVNET, data, used, [0], quiet, keep=kept.append)
+        return kept[0].part, kept[0].flat
+
+    whole = trained()
+    monkeypatch.setattr(
+        trainer, "CACHE_BYTES", 5 * activation_bytes(create(CONVNET[0], 3, 3, 16, **CONVNET[1]), data.images[:1])
+    )
+    parts = trained()
+    assert (whole[0], parts[0]) == (12, 5)
+    assert torch.allclose(whole[1], parts[1], atol=1e-4)
 
 
 def test_average_covers_batch_statistics() -> None:
     network = create("mobilenet", 3, 3, 16, width=0.25, repeats=1)
+    assert couples_images(network)
+    assert not couples_images(create(CONVNET[0], 3, 3, 16, **CONVNET[1]))
     flat, _ = flatten_parameters(network.train())
     average = _Average(network, flat)
     network(torch.randn(4, 3, 16, 16) * 5 + 3)
@@ -121,47 +238,133 @@ def test_average_covers_batch_statistics() -> None:
     assert not torch.equal(network.classifier.weight, average.network.classifier.weight)
 
 
-def test_schedule() -> None:
-    protocol = StudentProtocol(100, 0.4)
-    rates = [protocol.rate(e) for e in range(100)]
-    assert rates[0] == pytest.approx(0.4e-7)
-    assert rates[25] == pytest.approx(0.2, rel=1e-3)
-    assert max(rates) == rates[50] == pytest.approx(0.4)
-    assert rates[75] == pytest.approx(0.2)
-    assert 0 < rates[99] < 0.001
-    assert replace(protocol, warmup_fraction=0).rate(0) == 0.4
-    assert [protocol.decay(s) for s in (0, 8, 10_000)] == [0.1, 0.5, 0.995]
-    assert replace(protocol, ema_warmup=False).decay(0) == 0.995
-    assert replace(protocol, evaluations=4).tested_epochs() == [25, 50, 75, 100]
-    assert replace(protocol, epochs=3, evaluations=10).tested_epochs() == [1, 2, 3]
-
-
-def test_students_learn_and_best_is_the_largest_test(data: Data) -> None:
-    protocol = StudentProtocol(40, 0.05, evaluations=40)
-    (result,) = train_students(*CONVNET, *data, protocol, [0], progress=quiet)
+def test_students_learn_and_best_is_the_largest_test(data: StudentData) -> None:
+    used = small("glad-eval", epochs=40, learning_rate=0.05, evaluations=40, batch=256)
+    (result,) = train_students(*CONVNET, data, used, [0], quiet)
     assert result.accuracy_last > 80
     assert result.accuracy_best >= result.accuracy_last
     assert not result.diverged
-    (last_only,) = train_students(*CONVNET, *data, replace(protocol, evaluations=1), [0], progress=quiet)
+    (last_only,) = train_students(*CONVNET, data, replace(used, evaluations=1), [0], quiet)
     assert last_only.accuracy_best == last_only.accuracy_last == result.accuracy_last
 
 
-def test_same_seed_same_student_whatever_else_is_trained(data: Data) -> None:
-    protocol = StudentProtocol(6, 0.05, batch=5)
+@pytest.mark.parametrize(("network", "options"), [CONVNET, DROPOUT])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_student_is_the_same_alone_beside_others_and_after_them(
+    data: StudentData, network: str, options: dict, workers: int
+) -> None:
+    used = small("glad-eval", learning_rate=0.05)
     torch.manual_seed(77)
     state = torch.get_rng_state()
-    both = train_students(*CONVNET, *data, protocol, [0, 1], progress=quiet)
+    together = train_students(network, options, data, used, [0, 1, 2], quiet, workers)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(78)
-    alone = train_students(*CONVNET, *data, protocol, [1], progress=quiet)
-    assert replace(both[1], seconds=0) == replace(alone[0], seconds=0)
-    assert both[0].train_loss_last != both[1].train_loss_last
+    alone = train_students(network, options, data, used, [1], quiet)
+    assert replace(together[1], seconds=0) == replace(alone[0], seconds=0)
+    assert len({r.train_loss_last for r in together}) == 3
 
 
-def test_diverged_students_are_recorded(data: Data) -> None:
-    (result,) = train_students(*CONVNET, *data, StudentProtocol(12, 1e20, warmup_fraction=0), [0], progress=quiet)
+def test_progress_counts_the_epochs_of_all_students(data: StudentData) -> None:
+    for workers in (1, 2):
+        seen: list[tuple[int, int]] = []
+        train_students(*CONVNET, data, small("dc-eval"), [0, 1], lambda a, b, _, s=seen: s.append((a, b)), workers)
+        assert seen[-1] == (14, 14)
+        assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_failure_of_a_worker_is_the_callers(data: StudentData, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Student) -> None:
+        raise FloatingPointError("student broke")
+
+    monkeypatch.setattr(Student, "run_epoch", fail)
+    with pytest.raises(FloatingPointError, match="student broke"):
+        train_students(*CONVNET, data, small("dc-eval"), [0, 1, 2], quiet, 2)
+
+
+@pytest.mark.parametrize("name", ["glad-eval", "soft-rded", "dc-eval"])
+def test_interrupted_training_goes_on_to_the_same_result(
+    data: StudentData, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = small(name, epochs=8)
+    undisturbed = train_students(*DROPOUT, data, used, [0, 1], quiet)
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", 0.0)
+
+    class Killed(Exception):
+        pass
+
+    def kill(done: int, total: int, note: str) -> None:
+        if done >= used.passes + 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train_students(*DROPOUT, data, used, [0, 1], kill, checkpoints=tmp_path)
+    ran: list[int] = []
+    original = Student.run_epoch
+    monkeypatch.setattr(Student, "run_epoch", lambda self: (ran.append(self.seed), original(self))[1])
+    resumed = train_students(*DROPOUT, data, used, [0, 1], quiet, checkpoints=tmp_path)
+    assert 0 not in ran
+    assert 0 < len(ran) < used.passes
+    assert [replace(r, seconds=0) for r in resumed] == [replace(r, seconds=0) for r in undisturbed]
+    # A file of other settings or other data is not gone on from.
+    ran.clear()
+    train_students(*DROPOUT, data, replace(used, learning_rate=0.3), [0], quiet, checkpoints=tmp_path)
+    assert len(ran) == used.passes
+
+
+def test_killed_process_is_resumed(tmp_path: Path) -> None:
+    """SIGKILL between two epochs, in a process of its own with two workers, then the same command again."""
+    script = textwrap.dedent(
+        """
+        import sys, time, torch
+        from diver.students import StudentData, StudentProtocol, train as trainer, train_students
+        slow = float(sys.argv[2])
+        trainer.SAVE_SECONDS = 0.0
+        step = trainer.Student.run_epoch
+        trainer.Student.run_epoch = lambda self: (time.sleep(slow), step(self))[1]
+        torch.manual_seed(0)
+        x, y = torch.randn(12, 3, 16, 16), torch.arange(12) % 3
+        data = StudentData(x, y, x, y, 3, (0.5,) * 3, (0.5,) * 3)
+        found = train_students("convnet", {"width": 8, "depth": 2}, data, StudentProtocol(30, 0.05), [0, 1],
+                               lambda *_: None, workers=2, checkpoints=sys.argv[1])
+        print([(r.train_loss_last, r.accuracy_last) for r in found])
+        """
+    )
+    folder = tmp_path / "points"
+
+    def command(where: Path, slow: float) -> list[str]:
+        return [sys.executable, "-c", script, str(where), str(slow)]
+
+    with subprocess.Popen(command(folder, 0.05), stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while len(list(folder.glob("convnet-*.safetensors"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    resumed = subprocess.run(command(folder, 0), capture_output=True, text=True, check=True).stdout
+    assert resumed == subprocess.run(command(tmp_path / "new", 0), capture_output=True, text=True, check=True).stdout
+
+
+def test_memory_is_bounded(data: StudentData) -> None:
+    used = small("glad-eval")
+    network, options = "vgg", {}
+    at_once = [
+        trainer.students_at_once(network, options, data32(data), used, 8, gigabytes * 2**30)
+        for gigabytes in (0.25, 0.5, 100.0)
+    ]
+    assert at_once[0] < at_once[1] < at_once[2] == 8
+    with pytest.raises(StudentError, match="raise students.memory_gb"):
+        train_students(network, options, data32(data), used, [0], quiet, memory_gb=0.01)
+
+
+def data32(data: StudentData) -> StudentData:
+    return replace(data, images=torch.zeros(12, 3, 32, 32), test_images=torch.zeros(90, 3, 32, 32))
+
+
+def test_diverged_students_are_recorded(data: StudentData) -> None:
+    used = small("dc-eval", learning_rate=1e20, epochs=12, batch=256)
+    (result,) = train_students(*CONVNET, data, used, [0], quiet)
     assert result.diverged
-    assert not math.isfinite(result.train_loss_last)
+    assert result.train_loss_last != result.train_loss_last or abs(result.train_loss_last) == float("inf")
     assert result.steps < 12
     assert result.accuracy_last == pytest.approx(100 / 3)
 
@@ -171,57 +374,150 @@ def test_accuracy_of_a_known_network() -> None:
     labels = torch.arange(700) % 4
     images = F.one_hot(labels, 4).float().view(-1, 1, 2, 2)
     images[:70] = images[:70].roll(1, 3)
-    assert measure_accuracy(nn.Flatten(), images, labels) == 90.0
+    data = StudentData(images, labels, images, labels, 4, (0.5,), (0.5,))
+    assert measure_accuracy(nn.Flatten(), data) == 90.0
 
 
-def test_precision_reaches_the_arithmetic(data: Data) -> None:
+def test_eight_bit_images_are_standardised_as_they_are_used(data: StudentData) -> None:
+    pixels = torch.randint(0, 256, (12, 3, 16, 16), dtype=torch.uint8)
+    standardised = ValueRange.standardised(MEAN, STD).from_unit(pixels.float() / 255)
+    used = small("full-data")
+    (first,) = train_students(*CONVNET, replace(data, images=pixels), used, [0], quiet)
+    (second,) = train_students(*CONVNET, replace(data, images=standardised), used, [0], quiet)
+    assert first.train_loss_last == pytest.approx(second.train_loss_last, rel=1e-4)
+
+
+def test_precision_reaches_the_arithmetic(data: StudentData) -> None:
     losses = [
-        train_students(*CONVNET, *data, StudentProtocol(3, 0.05, precision=p), [0], progress=quiet)[0].train_loss_last
+        train_students(*CONVNET, data, small("dc-eval", precision=p), [0], quiet)[0].train_loss_last
         for p in ("fp32", "bf16")
     ]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
-def test_refusals(data: Data) -> None:
-    x, y, tx, ty = data
-    protocol = StudentProtocol(1, 0.1)
-    with pytest.raises(StudentError, match="float64"):
-        train_students(*CONVNET, x.double(), y, tx, ty, protocol, [0])
-    with pytest.raises(StudentError, match="training labels"):
-        train_students(*CONVNET, x, y[:-1], tx, ty, protocol, [0])
-    with pytest.raises(StudentError, match="equal and square"):
-        train_students(*CONVNET, x, y, tx[..., :8], ty, protocol, [0])
+def test_refusals(data: StudentData) -> None:
+    used = small("dc-eval")
+    cases = [
+        (replace(data, images=data.images.double()), used, "float64"),
+        (replace(data, labels=data.labels[:-1]), used, "training labels"),
+        (replace(data, test_images=data.test_images[..., :8]), used, "equal and square"),
+        (replace(data, teacher=None), small("soft-rded"), "need a teacher"),
+        (replace(data, soft_labels=None), replace(used, labels="soft"), "set labels: hard"),
+        (data, small("soft-fkd"), "record_answers"),
+    ]
+    for given, wanted, message in cases:
+        with pytest.raises(StudentError, match=message):
+            train_students(*CONVNET, given, wanted, [0])
     with pytest.raises(ValueError, match="convnet"):
-        train_students("convnets", {}, *data, protocol, [0])
+        train_students("convnets", {}, data, used, [0])
+
+
+def test_stored_answers(data: StudentData, tmp_path: Path) -> None:
+    used = small("soft-fkd")
+    recorded = answers(data, used)
+    recorded.write(tmp_path / "a.safetensors")
+    answers(data, used).write(tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    read = Replay.read(tmp_path / "a.safetensors")
+    augment = augmentation("fkd", size=None, mean=MEAN, std=STD)
+    for epoch in (0, 5):
+        first, second = recorded.answered(epoch, 2), read.answered(epoch, 2)
+        assert torch.equal(first.index, second.index)
+        views = [a.mix.apply(augment.apply(data.images[a.index], a.view)) for a in (first, second)]
+        assert torch.equal(*views)
+        assert data.teacher is not None
+        # Half precision keeps the teacher's logits for that very view.
+        assert torch.allclose(data.teacher.logits(views[0]), second.logits, atol=2e-2)
+    assert sorted(torch.cat([read.answered(3, b).index for b in range(3)]).tolist()) == list(range(12))
+    # Some forty bytes an image and epoch with ten classes; here three.
+    assert (tmp_path / "a.safetensors").stat().st_size < 6 * (12 * 31 + 3 * 17) + 1500
+    read.check("set", used)
+    for other, message in (
+        (replace(used, epochs=7), "7"),
+        (replace(used, mix="mixup"), "mix cutmix"),
+        (replace(used, batch=6), "batch 5"),
+    ):
+        with pytest.raises(ReplayError, match=message):
+            read.check("set", other)
+    with pytest.raises(ReplayError, match="not other"):
+        read.check("other", used)
+    (tmp_path / "bad.safetensors").write_bytes(b"no")
+    with pytest.raises(ReplayError, match="bad.safetensors"):
+        Replay.read(tmp_path / "bad.safetensors")
 
 
 @pytest.fixture(scope="module")
-def prepared(data: Data) -> Prepared:
-    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-    unit = ValueRange.standardised(mean, std).to_unit(data[2]).clamp(0, 1)
+def prepared(data: StudentData) -> Prepared:
+    unit = ValueRange.standardised(MEAN, STD).to_unit(data.test_images).clamp(0, 1)
     pixels = (unit * 255).to(torch.uint8)
-    return Prepared(pixels, data[3], pixels, data[3], "coloured", ("a", "b", "c"), mean, std)
+    return Prepared(pixels, data.test_labels, pixels, data.test_labels, "coloured", ("a", "b", "c"), MEAN, STD)
 
 
-def test_rows_of_a_set(data: Data, prepared: Prepared) -> None:
-    standardised = ValueRange.standardised(prepared.mean, prepared.std)
-    distilled = DistilledSet(data[0], "coloured", ("a", "b", "c"), 4, standardised, data[1])
+def coloured(data: StudentData) -> DistilledSet:
+    return DistilledSet(data.images, "coloured", ("a", "b", "c"), 4, ValueRange.standardised(MEAN, STD), data.labels)
+
+
+def test_rows_of_a_set(data: StudentData, prepared: Prepared) -> None:
+    distilled = coloured(data)
     architecture = Architecture(network="convnet", label="C", learning_rate=0.05, options=CONVNET[1])
-    protocol = Protocol(epochs={4: 30, 1: 2}, evaluations=1, batch=6)
-    rows = evaluate_set(distilled, prepared, architecture, protocol, [3, 4], progress=quiet)
+    chosen = protocol(epochs={4: 30, 1: 2}, evaluations=1, batch=6)
+    rows = evaluate_set(distilled, prepared, architecture, chosen, [3, 4], progress=quiet)
     assert [r["seed"] for r in rows] == [3, 4]
     assert all(r["accuracy_last"] > 60 and r["epochs"] == 30 and r["protocol"] == "glad-eval" for r in rows)
+    assert rows[0]["departures"] == "epochs={4: 30, 1: 2}; batch=6; learning_rate=0.05"
+    assert (rows[0]["quirks"], rows[0]["reported"], rows[0]["tests"]) == ("ema_per_epoch", "last", 1)
     assert rows[0]["images"] == 12
     assert rows[0]["bytes"] == 12 * 3 * 16 * 16 * 4 + 12 * 8
     assert rows[0]["set_digest"] == distilled.digest()
-    tests = prepared.standardised(prepared.test_images), prepared.test_labels
-    same = StudentProtocol(30, 0.05, batch=6, ema_warmup=protocol.ema_warmup)
-    direct = train_students(*CONVNET, *data[:2], *tests, same, [3], progress=quiet)
+    inputs = replace(data, test_images=prepared.standardised(prepared.test_images))
+    used = student_protocol(chosen, "convnet", 4, 3, 0.05)
+    direct = train_students(*CONVNET, inputs, used, [3], quiet)
     assert direct[0].accuracy_last == rows[0]["accuracy_last"]
 
 
-def test_scale_and_size_of_student_images(data: Data, prepared: Prepared) -> None:
+def test_sets_that_do_not_fit_the_protocol(data: StudentData, prepared: Prepared) -> None:
+    distilled = coloured(data)
+    architecture = Architecture(network="convnet", label="C", options=CONVNET[1])
+    soft = replace(distilled, labels=None, soft_labels=data.soft_labels)
+    with pytest.raises(StudentError, match="takes hard ones; set protocol.labels to soft"):
+        evaluate_set(soft, prepared, architecture, protocol("dc-eval"), [0])
+    with pytest.raises(StudentError, match="set labels: hard"):
+        evaluate_set(distilled, prepared, architecture, protocol("dc-eval", labels="soft"), [0])
+    rows = evaluate_set(soft, prepared, architecture, protocol("dc-eval", labels="soft", epochs=2), [0], progress=quiet)
+    assert "labels=soft" in rows[0]["departures"]
+    assert rows[0]["bytes"] == 12 * 3 * 16 * 16 * 4 + 12 * 8 + 12 * 3 * 4
+    with pytest.raises(StudentError, match="soft-rded|teacher"):
+        evaluate_set(distilled, prepared, architecture, protocol("soft-rded"), [0])
+    other = replace(distilled, images=distilled.images[:, :, :8, :8])
+    with pytest.raises(StudentError, match="8 x 8; coloured takes 16 x 16"):
+        evaluate_set(other, prepared, architecture, protocol("dc-eval"), [0])
+
+
+def test_replayed_answers_of_another_set_are_refused(data: StudentData, prepared: Prepared) -> None:
+    architecture = Architecture(network="convnet", label="C", options=CONVNET[1])
+    chosen = protocol("soft-fkd", epochs=6, batch=5)
+    with pytest.raises(ReplayError, match="for set set"):
+        evaluate_set(
+            coloured(data), prepared, architecture, chosen, [0], replay=answers(data, small("soft-fkd")), progress=quiet
+        )
+
+
+def test_teacher_and_ceiling_from_the_whole_training_set(prepared: Prepared) -> None:
+    chosen = protocol("full-data", epochs=6, batch=10)
+    teacher = train_teacher(prepared, *CONVNET, chosen, 0, quiet)
+    assert teacher.accuracy is not None
+    assert teacher.accuracy > 70
+    logits = teacher.logits(prepared.standardised(prepared.test_images))
+    found = 100 * float((logits.argmax(1) == prepared.test_labels).float().mean())
+    assert found == pytest.approx(teacher.accuracy, abs=1.2)
+    architecture = Architecture(network="convnet", label="C", options=CONVNET[1])
+    rows = evaluate_full(prepared, architecture, chosen, [0, 1], progress=quiet)
+    assert rows[0]["accuracy_last"] == teacher.accuracy
+    assert (rows[0]["images"], rows[0]["protocol"]) == (90, "full-data")
+
+
+def test_scale_and_size_of_student_images(data: StudentData, prepared: Prepared) -> None:
     standardised = ValueRange.standardised(prepared.mean, prepared.std)
     images = torch.rand(3, 3, 16, 16) * 4 - 2
     distilled = DistilledSet(images, "coloured", ("a", "b", "c"), 1, SYMMETRIC, torch.arange(3))

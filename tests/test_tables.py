@@ -54,12 +54,30 @@ def test_cross_architecture_cells_are_the_statistics(table: pd.DataFrame, cross:
     cell = Cell("cifar10", 10, "dm", "diver", "matched")
     rows = st.students_of(table, cell)
     one = row(found, IPC="10", Stage_1="DM", Stage_2="DIVER")
-    assert one["ViT"] == tables.interval_text(st.t_interval(rows[rows.architecture == "vit"].accuracy_last))
-    assert one["unseen mean"] == tables.interval_text(st.t_interval(st.seed_means(rows[rows.role == "unseen"])))
+    vit, unseen = rows[rows.architecture == "vit"], rows[rows.role == "unseen"]
+    best = vit.accuracy_best.mean(), st.seed_means(unseen, st.BEST).mean()
+    assert one["ViT"] == f"{tables.interval_text(st.t_interval(vit.accuracy_last))} ({best[0]:.1f})"
+    assert one["unseen mean"] == f"{tables.interval_text(st.t_interval(st.seed_means(unseen)))} ({best[1]:.1f})"
     difference = st.difference(table, cell, cell._replace(stage2="none"))
     assert difference is not None
     assert one["Δ unseen"].startswith(tables.interval_text(difference.interval, signed=True))
     assert row(found, IPC="10", Stage_1="DM", Stage_2="stage-1 set")["Δ unseen"] == ""
+
+
+def test_protocol_its_departures_and_quirks_are_said(table: pd.DataFrame) -> None:
+    full = table[table["stage2"] == "none"].assign(
+        ipc=5000, stage1="full", protocol="full-data", departures="epochs=3", quirks="", reported="best"
+    )
+    both = pd.concat([table, full[full["ipc"] == 5000].drop_duplicates(["architecture", "seed"])], ignore_index=True)
+    found = tables.cross_architecture(both, LABELS)
+    assert any(
+        "glad-eval" in line and "epochs=50; batch=25" in line and "ema_per_epoch" in line for line in found.legend
+    )
+    assert any(
+        "full-data" in line and "the best accuracy" in line and "quirks of its released code: none" in line
+        for line in found.legend
+    )
+    assert list(found.display["IPC"])[-1] == "5000"
 
 
 def test_rows_follow_the_labels_and_name_another_scale(small: pd.DataFrame) -> None:
@@ -114,7 +132,7 @@ def test_csv_holds_last_and_best_apart(table: pd.DataFrame, cross: tables.Table,
 def test_single_seed_says_not_available() -> None:
     found = tables.cross_architecture(make_table(seeds=1, ipcs=(1,)), LABELS)
     one = row(found, Stage_1="DM", Stage_2="DIVER")
-    assert one["ViT"].endswith("± n/a") and one["Δ unseen"].endswith("± n/a ~")
+    assert "± n/a (" in one["ViT"] and one["Δ unseen"].endswith("± n/a ~")
     assert any("single seed" in line for line in found.legend)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
+from diver.workers import keep_freed_memory
+
 TERMINAL_EVERY = 15.0
 
 Progress = Callable[[int, int, str], None]
@@ -38,6 +40,7 @@ def reporter(label: str, every: float = TERMINAL_EVERY) -> Progress:
 @contextmanager
 def step_log(path: str | Path, threads: int, label: str) -> Iterator[Progress]:
     """Send output to `path`, give torch `threads` threads, yield the progress callback; a failure ends the log."""
+    keep_freed_memory()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     report = reporter(label)

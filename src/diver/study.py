@@ -7,6 +7,8 @@ from pathlib import Path
 from diver.config.study import NONE, Study
 
 MATCHED, AS_PUBLISHED = "matched", "as-published"
+# Stands as stage 1 for the whole training set.
+FULL = "full"
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,25 @@ def students_path(study: Study, cell: StudentCell) -> Path:
     one = cell.set
     parts = (one.dataset, f"ipc{one.ipc}", one.stage1, one.stage2, cell.scale)
     return results_path(study).joinpath("students", *parts, f"{cell.group}.csv")
+
+
+def answers_path(study: Study, cell: SetCell, scale: str) -> Path:
+    """A teacher's stored answers to a set."""
+    parts = (cell.dataset, f"ipc{cell.ipc}", cell.stage1, cell.stage2)
+    return results_path(study).joinpath("answers", *parts, f"{scale}.safetensors")
+
+
+def full_path(study: Study, dataset: str, group: str) -> Path:
+    """Students of the whole training set."""
+    return results_path(study) / "students" / dataset / FULL / f"{group}.csv"
+
+
+def teacher_path(study: Study, dataset: str) -> str | None:
+    """File or timm name of a dataset's teacher; None if the study has none."""
+    if study.teacher is None:
+        return None
+    trained = study.teacher.source == "trained"
+    return str(results_path(study) / "teachers" / f"{dataset}.safetensors") if trained else study.teacher.source
 
 
 def prior_path(study: Study, dataset: str) -> str:

@@ -1,18 +1,28 @@
 """Train the students of a group of architectures on one set, all seeds; a row each."""
 
 import csv
+import shutil
 from pathlib import Path
 
-from diver.config.students import Architecture, Protocol
+from diver.config.protocols import Protocol
+from diver.config.students import Architecture, Teacher
 from diver.data.prepared import Prepared
+from diver.networks.weights import load_teacher
 from diver.progress import step_log
 from diver.sets import DistilledSet
-from diver.students import evaluate_set
+from diver.students import Replay, evaluate_set
+from diver.study import MATCHED
 
 wildcards, params = snakemake.wildcards, snakemake.params
 label = f"students on {wildcards.stage1} + {wildcards.set}, IPC {wildcards.ipc}"
 with step_log(snakemake.log[0], snakemake.threads, label) as progress:
     distilled, data = DistilledSet.read(snakemake.input.set), Prepared.read(snakemake.input.prepared)
+    protocol, teacher, replay = Protocol(**params.protocol), None, None
+    if protocol.labels == "teacher":
+        chosen = Teacher(**params.teacher)
+        teacher = load_teacher(params.source, data, chosen.network, chosen.options)
+    if protocol.labels == "replay":
+        replay = Replay.read(snakemake.input.labels)
     rows = []
     for name, settings in params.architectures.items():
         architecture = Architecture(**settings)
@@ -31,13 +41,19 @@ with step_log(snakemake.log[0], snakemake.threads, label) as progress:
             distilled,
             data,
             architecture,
-            Protocol(**params.protocol),
+            protocol,
             params.seeds,
-            matched=wildcards.scale == "matched",
+            matched=wildcards.scale == MATCHED,
             progress=lambda done, total, note, name=name: progress(done, total, f"{note} of {name},"),
+            teacher=teacher,
+            replay=replay,
+            workers=snakemake.threads,
+            memory_gb=params.memory_gb,
+            checkpoints=Path(params.checkpoints) / name,
         )
         rows.extend({**common, **row} for row in trained)
     with Path(snakemake.output.results).open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+    shutil.rmtree(params.checkpoints, ignore_errors=True)

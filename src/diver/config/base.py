@@ -1,5 +1,7 @@
 """What every settings model shares."""
 
+import difflib
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -11,3 +13,9 @@ class Model(BaseModel):
     """Immutable settings; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def nearest(name: str, valid: list[str]) -> str:
+    """ "did you mean 'X'?", or the list of valid names."""
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"valid names: {', '.join(sorted(valid))}"

@@ -1,51 +1,71 @@
-"""Settings of the evaluation: which students are trained, and how."""
+"""Settings of the evaluation: which students are trained, and by which protocol (`config.protocols`)."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
+from diver.config.augment import VIEWS
 from diver.config.base import Model
-
-
-class Protocol(Model):
-    """GLaD's evaluation (Cazenavette et al. 2023): SGD, warm-up then cosine, DSA, averaged weights, last accuracy."""
-
-    name: Literal["glad-eval"] = Field("glad-eval", description="Name of the protocol, recorded with each result.")
-    epochs: int | dict[int, int] = Field(1000, description="Passes over the set; one number, or one per IPC.")
-    batch: int = Field(256, ge=1, description="Images per step; a set that is smaller is one batch.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum.")
-    weight_decay: float = Field(5e-4, ge=0, description="SGD weight decay.")
-    warmup_fraction: float = Field(0.5, ge=0, lt=1, description="First part of the epochs, of linear warm-up.")
-    ema_decay: float = Field(0.995, ge=0, lt=1, description="Decay of the averaged weights, which are tested.")
-    ema_warmup: bool = Field(
-        False, description="Bound the decay by (1 + step) / (10 + step), so that short schedules forget their start."
-    )
-    augmentation: str = Field(
-        "color_crop_cutout_flip_scale_rotate", description="DSA families, joined by '_'; 'none' switches it off."
-    )
-    evaluations: int = Field(10, ge=1, description="Equally spaced tests, the last after training; their best peeks.")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of training and testing.")
-
-    def epochs_at(self, ipc: int) -> int:
-        return self.epochs if isinstance(self.epochs, int) else self.epochs[ipc]
+from diver.config.networks import check_network
+from diver.config.protocols import Protocol, protocol
 
 
 class Architecture(Model):
     """A student network."""
 
-    network: str = Field(description="Name in the registry of networks, or 'timm:NAME'.")
+    network: str = Field(description="Name of a network or of a published preset, 'timm:NAME' or 'torchvision:NAME'.")
     label: str = Field(description="Name in tables and figures.")
     role: Literal["proxy", "unseen"] = Field("unseen", description="proxy: used in distillation; not in the mean.")
-    learning_rate: float = Field(0.01, gt=0, description="Peak learning rate.")
+    learning_rate: float | None = Field(None, gt=0, description="Peak learning rate; the protocol's when left out.")
     options: dict[str, Any] = Field({}, description="Options of the network, such as width and depth.")
+
+    @field_validator("network")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        check_network(name)
+        return name
+
+
+class Teacher(Model):
+    """The network that answers in the soft-label protocols and that encodes images for coresets."""
+
+    source: str = Field(
+        "trained", description="'trained' by the workflow, a file of weights, or 'timm:NAME' with timm's weights."
+    )
+    network: str | None = Field(None, description="Its network; not needed when the source says it.")
+    options: dict[str, Any] = Field({}, description="Options of the network.")
+    protocol: Protocol = Field(protocol("full-data"), description="How it is trained on the whole training set.")
+    seed: int = Field(0, description="Seed of its weights and batches.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.source == "trained" and self.network is None:
+            raise ValueError("network: say which network the teacher is, or give its weights by source")
+        if self.network is not None:
+            check_network(self.network)
+        return self
+
+
+class FullData(Model):
+    """The ceiling of the tables: the same students on the whole training set."""
+
+    protocol: Protocol = Field(protocol("full-data"), description="A protocol that a whole training set bears.")
+    seeds: list[int] | None = Field(None, min_length=1, description="Seeds; the students' when left out.")
+    learning_rate: dict[str, float] = Field({}, description="Peak rate by architecture, instead of the protocol's.")
 
 
 class Students(Model):
     """The evaluation of every set."""
 
-    protocol: Protocol = Field(Protocol(), description="How a student is trained and tested.")
+    protocol: Protocol = Field(protocol(), description="How a student is trained and tested.")
     seeds: list[int] = Field([0, 1, 2, 3, 4], min_length=1, description="One student per seed.")
     architectures: dict[str, Architecture] = Field(description="Students by short name.")
+    full_data: FullData | None = Field(None, description="Train the students on all training images too.")
+    replay_seed: int = Field(42, description="Seed of the views that a teacher answers once for all (labels: replay).")
+    threads: int = Field(1, ge=1, description="Students of a job that are trained at the same time, a core each.")
+    memory_gb: float = Field(
+        8.0, gt=0, description="Bound on a job's memory for students; fewer are trained at a time where they exceed it."
+    )
     together: bool = Field(
         False,
         description="Train all architectures of a set in one job. Worth it when a student takes seconds, as importing "
@@ -56,3 +76,10 @@ class Students(Model):
         description="Stage-2 entries by stage-1 entry whose sets are trained a second time as the published evaluation "
         "does: stored values unconverted beside standardised test images.",
     )
+
+    @field_validator("protocol")
+    @classmethod
+    def _storable(cls, chosen: Protocol) -> Protocol:
+        if chosen.labels == "replay" and chosen.augmentation not in VIEWS:
+            raise ValueError(f"labels 'replay' stores views, so augmentation must be one of {', '.join(VIEWS)}")
+        return chosen

@@ -1,6 +1,5 @@
 """A whole study: one YAML file."""
 
-import difflib
 from pathlib import Path
 from typing import Any, Self
 
@@ -8,17 +7,14 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from diver.config import distill, recover
-from diver.config.base import ConfigError, Model
+from diver.config.base import ConfigError, Model, nearest
 from diver.config.prior import PriorChoice
-from diver.config.students import Students
+from diver.config.protocols import by_ipc
+from diver.config.students import Students, Teacher
 
 NONE = "none"
-
-
-def nearest(name: str, valid: list[str]) -> str:
-    """' (did you mean X?)' or the list of valid names."""
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"valid names: {', '.join(sorted(valid))}"
+# Names that stand for something in paths and tables.
+TAKEN = {"distill": "full", "recover": NONE}
 
 
 def _checked(settings: dict[str, Any], method: str, models: dict[str, type[Any]]) -> dict[str, Any]:
@@ -85,6 +81,7 @@ class Study(Model):
     prior: PriorChoice = Field(description="The autoencoder and diffusion transformer.")
     distill: dict[str, DistillEntry] = Field(min_length=1, description="Stage-1 sets by short name.")
     recover: dict[str, RecoverEntry] = Field({}, description="Stage-2 treatments by short name.")
+    teacher: Teacher | None = Field(None, description="For soft-label protocols and as the encoder of coresets.")
     students: Students = Field(description="The evaluation.")
     report: Report = Field(Report(), description="Tables and figures.")
 
@@ -105,12 +102,24 @@ class Study(Model):
         refer("report.gallery", self.report.gallery, known2)
         refer("report.ladder_of", [self.report.ladder_of] if self.report.ladder_of else [], list(self.distill))
         refer("report.phases_of", [self.report.phases_of] if self.report.phases_of else [], list(self.recover))
-        if NONE in self.recover:
-            faults.append("recover.none: the name is taken by the set without a second stage; choose another")
-        if isinstance(epochs := self.students.protocol.epochs, dict):
-            faults.extend(
-                f"students.protocol.epochs: no entry for IPC {ipc}; add one" for ipc in self.ipc if ipc not in epochs
+        for section, name in TAKEN.items():
+            if name in getattr(self, section):
+                faults.append(f"{section}.{name}: the name stands for something else; choose another")
+        for key in ("epochs", "batch"):
+            for ipc in self.ipc:
+                try:
+                    by_ipc(getattr(self.students.protocol, key), ipc, f"students.protocol.{key}")
+                except ValueError as fault:
+                    faults.append(str(fault))
+        encoded = [name for name, entry in self.distill.items() if entry.settings.get("encoder") == "teacher"]
+        wants = [*encoded, self.students.protocol.name] if self.students.protocol.needs_teacher() else encoded
+        if wants and self.teacher is None:
+            faults.append(
+                f"{wants[0]} needs a teacher: add `teacher:` with `network:` to have it trained on the training set "
+                "by the workflow, or with `source:` for a file of weights or timm:NAME"
             )
+        if encoded and self.teacher is not None and self.teacher.source.startswith("timm:"):
+            faults.append(f"distill.{encoded[0]}.settings.encoder: a teacher of timm has no file; give a file's path")
         if faults:
             raise ValueError("; ".join(faults))
         return self

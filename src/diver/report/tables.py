@@ -172,7 +172,8 @@ def _accuracy(rows: pd.DataFrame, name: str, numbers: dict[str, Any]) -> str:
             numbers[f"{name}_{kind}_{key}"] = getattr(interval, key)
     diverged = int(rows["diverged"].sum())
     numbers[f"{name}_seeds"], numbers[f"{name}_diverged"] = intervals["last"].n, diverged
-    return interval_text(intervals["last"]) + (f" {DIVERGED}{diverged}" if diverged else "")
+    best = f" ({intervals[BEST_NAME].mean:.1f})"
+    return interval_text(intervals["last"]) + best + (f" {DIVERGED}{diverged}" if diverged else "")
 
 
 def _difference(differences: pd.DataFrame, cell: Cell, role: str) -> tuple[str, dict[str, Any]]:
@@ -194,7 +195,9 @@ def _legend(table: pd.DataFrame, labels: Labels) -> list[str]:
     unseen = ordered(labels.architecture, table.loc[table["role"] == UNSEEN, "architecture"])
     lines = [
         "Test accuracy in % after the last epoch: mean ± half width of the 95 % t-interval over "
-        f"{count} seed{'' if count == '1' else 's'}."
+        f"{count} seed{'' if count == '1' else 's'}; in parentheses the mean of each student's best test, which is "
+        "chosen with the test images in sight.",
+        *_protocols(table),
     ]
     if unseen:
         names = ", ".join(labels.architecture.get(name, name) for name in unseen)
@@ -203,6 +206,18 @@ def _legend(table: pd.DataFrame, labels: Labels) -> list[str]:
         )
     if (diverged := int(table["diverged"].sum())) > 0:
         lines.append(f"{DIVERGED}k: k of the students diverged ({diverged} in all); they count as measured.")
+    return lines
+
+
+def _protocols(table: pd.DataFrame) -> list[str]:
+    """A line for each protocol: what was departed from, which quirks are on, what its papers report."""
+    lines = []
+    for keys, rows in table.groupby(["protocol", "quirks", "reported"], sort=False):
+        name, quirks, reported = map(str, keys)
+        departures = list(dict.fromkeys(filter(None, "; ".join(rows["departures"]).split("; "))))
+        text = f"Protocol {name}, whose papers report the {reported} accuracy"
+        text += f"; departures: {'; '.join(departures)}" if departures else ", without departures"
+        lines.append(f"{text}; quirks of its released code: {quirks or 'none'}.")
     return lines
 
 

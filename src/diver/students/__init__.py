@@ -1,7 +1,23 @@
 """Students: networks trained on a distilled set and tested on real images."""
 
-from diver.students.evaluate import evaluate_set
-from diver.students.protocol import StudentProtocol, StudentResult
-from diver.students.train import StudentError, train_students
+from diver.students.evaluate import answer_set, evaluate_full, evaluate_set, set_data, train_teacher
+from diver.students.protocol import StudentProtocol, StudentResult, student_protocol
+from diver.students.replay import Replay, ReplayError, record_answers
+from diver.students.train import StudentData, StudentError, train_students
 
-__all__ = ["StudentError", "StudentProtocol", "StudentResult", "evaluate_set", "train_students"]
+__all__ = [
+    "Replay",
+    "ReplayError",
+    "StudentData",
+    "StudentError",
+    "StudentProtocol",
+    "StudentResult",
+    "answer_set",
+    "evaluate_full",
+    "evaluate_set",
+    "record_answers",
+    "set_data",
+    "student_protocol",
+    "train_students",
+    "train_teacher",
+]

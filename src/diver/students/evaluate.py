@@ -1,17 +1,24 @@
-"""Evaluation of one distilled set with one architecture: the rows of the study's table."""
+"""Evaluation of one distilled set, or of the whole training set, with one architecture: rows of the study's table."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diver.config.students import Architecture, Protocol
+from diver.config.augment import VIEWS
+from diver.config.protocols import Protocol
+from diver.config.students import Architecture
 from diver.data.prepared import Prepared
-from diver.progress import Progress
+from diver.networks.views import augmentation
+from diver.networks.weights import Trained
+from diver.progress import Progress, reporter
 from diver.sets import DistilledSet, ValueRange
-from diver.students.protocol import StudentProtocol
-from diver.students.train import StudentError, train_students
+from diver.students.protocol import StudentProtocol, StudentResult, student_protocol
+from diver.students.replay import Replay, record_answers
+from diver.students.train import StudentData, StudentError, train_students
 
 
 def student_images(distilled: DistilledSet, data: Prepared, matched: bool) -> Tensor:
@@ -19,25 +26,105 @@ def student_images(distilled: DistilledSet, data: Prepared, matched: bool) -> Te
 
     matched: brought to the test images' standardised range; otherwise the stored values, as the published
     evaluation does (which gives images in [-1, 1] beside standardised test images). Neither clips.
-    Another size is resized bilinearly with anti-aliasing. Raises StudentError if channels or classes differ.
+    Larger images are resized bilinearly with anti-aliasing. Raises StudentError if channels or classes differ, or if
+    images are smaller than the dataset's or not square.
     """
     if distilled.classes != data.classes or distilled.images.shape[1] != data.test_images.shape[1]:
         raise StudentError(
             f"the set ({len(distilled.classes)} classes, {distilled.images.shape[1]} channels) does not belong to "
-            f"{data.dataset} ({len(data.classes)} classes, {data.test_images.shape[1]} channels)"
+            f"{data.dataset} ({len(data.classes)} classes, {data.test_images.shape[1]} channels); its classes must be "
+            f"{', '.join(data.classes[:3])}, ..., in this order"
+        )
+    height, width = distilled.images.shape[-2:]
+    size = int(data.test_images.shape[-1])
+    if height != width or height < size:
+        raise StudentError(
+            f"the set's images are {height} x {width}; {data.dataset} takes {size} x {size}, or larger square images, "
+            "which are resized: recover or export the set at that size"
         )
     target = ValueRange.standardised(data.mean, data.std)
     images = distilled.in_range(target).images if matched else distilled.images
-    size = tuple(data.test_images.shape[-2:])
-    if tuple(images.shape[-2:]) == size:
+    if height == size:
         return images
-    return F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
-def student_protocol(protocol: Protocol, architecture: Architecture, ipc: int) -> StudentProtocol:
-    """The study's protocol for one architecture and IPC."""
-    shared = protocol.model_dump(exclude={"name", "epochs"})
-    return StudentProtocol(**shared, epochs=protocol.epochs_at(ipc), learning_rate=architecture.learning_rate)
+def check_labels(distilled: DistilledSet, protocol: Protocol) -> None:
+    """Raise StudentError if the protocol is not for labels of the set's kind, saying what would fit."""
+    if protocol.labels == "soft" and distilled.soft_labels is None:
+        raise StudentError(f"the set has hard labels, {protocol.name} is set to labels: soft; set labels: hard")
+    if protocol.labels == "hard" and distilled.soft_labels is not None:
+        raise StudentError(
+            f"the set has soft labels, {protocol.name} takes hard ones; set protocol.labels to soft (a departure, "
+            "named in the output), or write the set with its hard labels alone (diver.sets: without_soft_labels)"
+        )
+
+
+def set_data(
+    distilled: DistilledSet,
+    data: Prepared,
+    protocol: Protocol,
+    matched: bool = True,
+    teacher: Trained | None = None,
+    replay: Replay | None = None,
+    device: str | torch.device = "cpu",
+) -> StudentData:
+    """A set and the dataset's test images as the trainer takes them. Raises StudentError if they do not fit."""
+    check_labels(distilled, protocol)
+    if teacher is not None:
+        teacher.network.to(device)
+    return StudentData(
+        student_images(distilled, data, matched).to(device),
+        distilled.hard_labels().to(device),
+        data.test_images.to(device),
+        data.test_labels.to(device),
+        len(data.classes),
+        data.mean,
+        data.std,
+        None if distilled.soft_labels is None else distilled.soft_labels.to(device),
+        teacher,
+        replay,
+    )
+
+
+def full_data(data: Prepared, device: str | torch.device = "cpu") -> StudentData:
+    """The whole training set as the trainer takes it."""
+    return StudentData(
+        data.train_images.to(device),
+        data.train_labels.to(device),
+        data.test_images.to(device),
+        data.test_labels.to(device),
+        len(data.classes),
+        data.mean,
+        data.std,
+    )
+
+
+def _rows(
+    results: Sequence[StudentResult], protocol: Protocol, used: StudentProtocol, rate: float | None, **common: Any
+) -> list[dict[str, Any]]:
+    departures = "; ".join(filter(None, [protocol.departures(), "" if rate is None else f"learning_rate={rate}"]))
+    return [
+        {
+            "protocol": protocol.name,
+            "departures": departures,
+            "quirks": protocol.quirks(),
+            "reported": protocol.reported,
+            "seed": r.seed,
+            "epochs": r.epochs,
+            "steps": r.steps,
+            "learning_rate": used.learning_rate,
+            "accuracy_last": r.accuracy_last,
+            "accuracy_best": r.accuracy_best,
+            "tests": len(used.tested_epochs()),
+            "diverged": r.diverged,
+            "train_loss_last": r.train_loss_last,
+            "parameters": r.parameters,
+            "seconds": round(r.seconds, 3),
+            **common,
+        }
+        for r in results
+    ]
 
 
 def evaluate_set(
@@ -48,42 +135,133 @@ def evaluate_set(
     seeds: Sequence[int],
     matched: bool = True,
     progress: Progress | None = None,
+    teacher: Trained | None = None,
+    replay: Replay | None = None,
+    workers: int = 1,
+    memory_gb: float = 8.0,
+    checkpoints: str | Path | None = None,
+    device: str | torch.device = "cpu",
 ) -> list[dict[str, Any]]:
     """Train and test one student per seed on `distilled`; one row of results per student, in the order of the seeds.
 
-    Raises StudentError if the set is not one of this dataset. `bytes` counts the set's images and labels in memory.
+    The row says which protocol was used, where it was departed from, its quirks, and the best and last accuracy.
+    `bytes` counts the set's images and labels in memory, and stored answers of a teacher if they are replayed.
+    Raises StudentError if the set is not one of this dataset or not one for the protocol, ReplayError if the stored
+    answers are others'.
     """
-    images, labels = student_images(distilled, data, matched), distilled.hard_labels()
+    used = student_protocol(
+        protocol, architecture.network, distilled.ipc, len(data.classes), architecture.learning_rate
+    )
+    inputs = set_data(distilled, data, protocol, matched, teacher, replay, device)
+    if replay is not None and used.labels == "replay":
+        replay.check(distilled.digest(), used)
     results = train_students(
         architecture.network,
         architecture.options,
-        images,
-        labels,
-        data.standardised(data.test_images),
-        data.test_labels,
-        student_protocol(protocol, architecture, distilled.ipc),
+        inputs,
+        used,
         seeds,
-        classes=len(data.classes),
-        progress=progress,
+        progress,
+        workers,
+        memory_gb,
+        checkpoints,
     )
-    kept = [distilled.images, labels]
-    common = {
-        "images": len(images),
-        "bytes": sum(t.numel() * t.element_size() for t in kept),
-        "set_digest": distilled.digest(),
-    }
-    return [
-        {
-            "protocol": protocol.name,
-            "seed": r.seed,
-            "epochs": r.epochs,
-            "accuracy_last": r.accuracy_last,
-            "accuracy_best": r.accuracy_best,
-            "diverged": r.diverged,
-            "train_loss_last": r.train_loss_last,
-            "parameters": r.parameters,
-            "seconds": round(r.seconds, 3),
-            **common,
-        }
-        for r in results
-    ]
+    kept = [distilled.images, distilled.hard_labels()]
+    kept += [] if distilled.soft_labels is None else [distilled.soft_labels]
+    kept += list(replay.tensors.values()) if replay is not None and used.labels == "replay" else []
+    return _rows(
+        results,
+        protocol,
+        used,
+        architecture.learning_rate,
+        images=len(inputs.images),
+        bytes=sum(t.numel() * t.element_size() for t in kept),
+        set_digest=distilled.digest(),
+    )
+
+
+def answer_set(
+    distilled: DistilledSet,
+    data: Prepared,
+    teacher: Trained,
+    protocol: Protocol,
+    seed: int,
+    matched: bool = True,
+    progress: Progress | None = None,
+) -> Replay:
+    """A teacher's answers to a set under a protocol, for `evaluate_set`; the same for all networks.
+
+    Raises StudentError if the set is not one of this dataset or the protocol's augmentation cannot be stored.
+    """
+    if protocol.augmentation not in VIEWS:
+        raise StudentError(f"{protocol.augmentation}: only views of {', '.join(VIEWS)} can be stored with answers")
+    used = student_protocol(protocol, "other", distilled.ipc, len(data.classes))
+    augment = augmentation(used.augmentation, size=None, mean=data.mean, std=data.std)
+    images = student_images(distilled, data, matched)
+    show = progress or reporter("answers")
+    return record_answers(images, distilled.digest(), teacher, augment, used, seed, show)
+
+
+def evaluate_full(
+    data: Prepared,
+    architecture: Architecture,
+    protocol: Protocol,
+    seeds: Sequence[int],
+    rate: float | None = None,
+    progress: Progress | None = None,
+    **how: Any,
+) -> list[dict[str, Any]]:
+    """The same for the whole training set: the ceiling. `how`: workers, memory_gb, checkpoints of `train_students`."""
+    ipc = int(torch.bincount(data.train_labels).max())
+    used = student_protocol(protocol, architecture.network, ipc, len(data.classes), rate)
+    inputs = full_data(data, how.pop("device", "cpu"))
+    results = train_students(architecture.network, architecture.options, inputs, used, seeds, progress, **how)
+    kept = (data.train_images, data.train_labels)
+    return _rows(
+        results,
+        protocol,
+        used,
+        rate,
+        images=len(data.train_images),
+        bytes=sum(t.numel() * t.element_size() for t in kept),
+        set_digest=data.digest(),
+    )
+
+
+def train_teacher(
+    data: Prepared,
+    network: str,
+    options: dict[str, Any],
+    protocol: Protocol,
+    seed: int,
+    progress: Progress | None = None,
+    checkpoints: str | Path | None = None,
+    device: str | torch.device = "cpu",
+) -> Trained:
+    """A network trained on the whole training set, with its test accuracy; for soft labels and as an encoder."""
+    ipc = int(torch.bincount(data.train_labels).max())
+    used = student_protocol(protocol, network, ipc, len(data.classes))
+    found: list[Any] = []
+    (result,) = train_students(
+        network,
+        options,
+        full_data(data, device),
+        used,
+        [seed],
+        progress,
+        checkpoints=checkpoints,
+        keep=lambda student: found.append(student.tested_network),
+    )
+    return Trained(
+        found[0].cpu().eval().requires_grad_(False),
+        network,
+        options,
+        data.classes,
+        int(data.train_images.shape[1]),
+        int(data.train_images.shape[-1]),
+        data.dataset,
+        data.mean,
+        data.std,
+        result.accuracy_last,
+        {"protocol": protocol.name, "departures": protocol.departures(), "epochs": used.epochs, "seed": seed},
+    )

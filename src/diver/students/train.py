@@ -1,14 +1,17 @@
-"""The student trainer: resident tensors, one plain loop, no data loader.
+"""The student trainer: resident tensors, one plain loop, no data loader; the students of a job train side by side.
 
-The optimiser is written out on one flat buffer per network. On networks this small the many tiny operations of a
-general optimiser are a good part of a step, and merely importing what `torch.optim` needs takes longer than
-training a student on ten images. A test holds it to `torch.optim.SGD`.
+On a CPU each student has one core and its own random numbers, so what it becomes does not depend on how many others
+are trained, before or beside it: bit for bit what it becomes alone. Separate networks beat one stack of them there
+(`benchmarks/students.py` measures both).
 """
 
 import contextlib
 import copy
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,66 +19,83 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diver.networks import create, memory_format
-from diver.networks.augment import DSA
+from diver.networks.views import Mix, augmentation, draw_mix
+from diver.networks.weights import Trained
 from diver.progress import Progress, reporter
+from diver.students.optimizers import OPTIMIZERS, decay_factors, flatten_parameters
 from diver.students.protocol import StudentProtocol, StudentResult
+from diver.students.replay import Replay
+from diver.tensorfile import TensorFileError, canonical_json, read_tensors, tensors_digest, write_tensors
+from diver.workers import keep_freed_memory, side_by_side
 
 # Small enough that activations stay in the cache of one core.
 TEST_BATCH = 250
+# A step's images are passed through the network in parts whose activations fit the cache that two cores share.
+CACHE_BYTES = 24 << 20
+# Buffers of the size of the parameters: weights, gradient, average, and at most two of the optimiser.
+BUFFERS = 5
+SAVE_SECONDS = 60.0
 
 
 class StudentError(ValueError):
-    """The images or labels given to the trainer do not fit together."""
+    """The images, labels or teacher given to the trainer do not fit together or do not fit the protocol."""
 
 
-def _check(images: Tensor, labels: Tensor, test_images: Tensor, test_labels: Tensor) -> None:
-    for name, x, y in (("training", images, labels), ("test", test_images, test_labels)):
-        if x.ndim != 4 or x.dtype != torch.float32:
-            raise StudentError(f"{name} images are {x.dtype} {list(x.shape)}, not float32 [N, C, H, W]")
-        if y.shape != (len(x),) or y.dtype != torch.int64 or not len(y):
-            raise StudentError(f"{name} labels are {y.dtype} {list(y.shape)}, not int64 [{len(x)}] with N > 0")
-    if images.shape[1:] != test_images.shape[1:] or images.shape[-1] != images.shape[-2]:
-        raise StudentError(
-            f"training images are {list(images.shape[1:])}, test images {list(test_images.shape[1:])}; "
-            "both must be equal and square"
-        )
+@dataclass(frozen=True, eq=False)
+class StudentData:
+    """What students are trained and tested on, all on one device.
 
+    images: float32 [N, C, S, S] in the value range that the study wants (nothing is converted or clipped), or uint8,
+    which is standardised by `mean` and `std` as it is used; labels int64 [N]; test images likewise.
+    soft_labels: logits float32 [N, K] of the set itself. teacher, replay: for the protocols that need them.
+    """
 
-def flatten_parameters(network: nn.Module) -> tuple[Tensor, Tensor]:
-    """Move all parameters into one buffer and all gradients into another; both float [P], aliased by the network."""
-    parameters = list(network.parameters())
-    flat = torch.cat([p.detach().flatten() for p in parameters])
-    gradient = torch.zeros_like(flat)
-    start = 0
-    for p in parameters:
-        end = start + p.numel()
-        p.data, p.grad = flat[start:end].view_as(p), gradient[start:end].view_as(p)
-        start = end
-    return flat, gradient
+    images: Tensor
+    labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    soft_labels: Tensor | None = None
+    teacher: Trained | None = None
+    replay: Replay | None = None
 
+    def floats(self, images: Tensor) -> Tensor:
+        """Images as the network gets them, float32 [n, C, S, S]."""
+        if images.dtype != torch.uint8:
+            return images
+        mean, std = (images.new_tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (self.mean, self.std))
+        return (images.float() / 255 - mean) / std
 
-def sgd_step(
-    flat: Tensor, gradient: Tensor, velocity: Tensor, rate: float, momentum: float, weight_decay: float
-) -> None:
-    """One step of SGD with momentum and weight decay, in place, as `torch.optim.SGD`; `velocity` starts at zero."""
-    velocity.mul_(momentum).add_(gradient).add_(flat, alpha=weight_decay)
-    flat.sub_(velocity, alpha=rate)
+    def check(self, protocol: StudentProtocol) -> None:
+        """Raise StudentError unless everything fits together and the protocol's labels can be had."""
+        splits = (("training", self.images, self.labels), ("test", self.test_images, self.test_labels))
+        for name, x, y in splits:
+            if x.ndim != 4 or x.dtype not in (torch.float32, torch.uint8):
+                raise StudentError(f"{name} images are {x.dtype} {list(x.shape)}, not float32 or uint8 [N, C, H, W]")
+            if y.shape != (len(x),) or y.dtype != torch.int64 or not len(y):
+                raise StudentError(f"{name} labels are {y.dtype} {list(y.shape)}, not int64 [{len(x)}] with N > 0")
+        shape, tested = list(self.images.shape[1:]), list(self.test_images.shape[1:])
+        if shape != tested or shape[1] != shape[2]:
+            raise StudentError(f"training images are {shape}, test images {tested}; both must be equal and square")
+        if protocol.labels == "soft" and self.soft_labels is None:
+            raise StudentError("labels 'soft' are the set's own, and this set has hard ones; set labels: hard")
+        if protocol.labels == "teacher" and self.teacher is None:
+            raise StudentError("labels 'teacher' need a teacher; name one under `teacher:` in the study, or --teacher")
+        if protocol.labels == "replay" and self.replay is None:
+            raise StudentError("labels 'replay' need a teacher's stored answers; record them (rule record_answers)")
 
-
-class _Average:
-    """Exponential moving average of a network's parameters and floating-point buffers, as a network of its own."""
-
-    def __init__(self, network: nn.Module, flat: Tensor) -> None:
-        self.network = copy.deepcopy(network).eval()
-        self._average, _ = flatten_parameters(self.network)
-        self._flat = flat
-        pairs = zip(self.network.buffers(), network.buffers(), strict=True)
-        self._buffers = [(mine, live) for mine, live in pairs if live.is_floating_point()]
-
-    def update(self, decay: float) -> None:
-        self._average.lerp_(self._flat, 1 - decay)
-        for mine, live in self._buffers:
-            mine.lerp_(live, 1 - decay)
+    def digest(self) -> str:
+        """Of all that training and testing depend on."""
+        tensors = {
+            name: getattr(self, name)
+            for name in ("images", "labels", "test_images", "test_labels", "soft_labels")
+            if getattr(self, name) is not None
+        }
+        if self.teacher is not None:
+            tensors |= {f"teacher.{name}": value for name, value in self.teacher.network.state_dict().items()}
+        return tensors_digest(tensors, self.replay.digest() if self.replay else None)
 
 
 def _autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -83,113 +103,326 @@ def _autocast(precision: str, device: torch.device) -> contextlib.AbstractContex
 
 
 @torch.inference_mode()
-def test_accuracy(network: nn.Module, images: Tensor, labels: Tensor, precision: str = "fp32") -> float:
-    """Percentage of images [N, C, H, W] whose largest logit is their label; a logit that is no number never counts."""
-    right = 0
-    with _autocast(precision, images.device):
-        for x, y in zip(images.split(TEST_BATCH), labels.split(TEST_BATCH), strict=True):
-            right += int((network(x).argmax(1) == y).sum())
-    return 100.0 * right / len(labels)
+def test_accuracy(network: nn.Module, data: StudentData, precision: str = "fp32") -> float:
+    """Percentage of the test images whose largest logit is their label; a logit that is no number never counts."""
+    right, layout = 0, memory_format(network)
+    with _autocast(precision, data.test_images.device):
+        for x, y in zip(data.test_images.split(TEST_BATCH), data.test_labels.split(TEST_BATCH), strict=True):
+            right += int((network(data.floats(x).to(memory_format=layout)).argmax(1) == y).sum())
+    return 100.0 * right / len(data.test_labels)
 
 
-def _batches(count: int, batch: int, generator: torch.Generator) -> Iterator[Tensor | None]:
-    """Shuffled index batches of one epoch; None stands for the whole set, whose order has no effect."""
-    if count <= batch:
-        yield None
-        return
-    yield from torch.randperm(count, generator=generator).split(batch)
+def couples_images(network: nn.Module) -> bool:
+    """Whether an image's output depends on the other images of its batch (batch normalisation)."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
 
 
-def _train_one(
-    network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    test_images: Tensor,
-    test_labels: Tensor,
-    protocol: StudentProtocol,
-    seed: int,
-    report: Callable[[int], None],
-) -> StudentResult:
-    started = time.perf_counter()
-    # Apart from the stream that drew the weights.
-    generator = torch.Generator().manual_seed(seed + 1_000_003)
-    flat, gradient = flatten_parameters(network.train())
-    velocity = torch.zeros_like(flat)
-    average, augment = _Average(network, flat), DSA(protocol.augmentation)
-    tested = set(protocol.tested_epochs())
-    accuracies: list[float] = []
-    step, loss_value, diverged = 0, float("nan"), False
-    for epoch in range(protocol.epochs):
-        rate = protocol.rate(epoch)
-        for index in _batches(len(images), protocol.batch, generator):
-            x, y = (images, labels) if index is None else (images[index], labels[index])
-            gradient.zero_()
-            with _autocast(protocol.precision, x.device):
-                loss = F.cross_entropy(network(augment.apply(x, augment.draw(len(x), generator))), y)
-            loss.backward()
-            sgd_step(flat, gradient, velocity, rate, protocol.momentum, protocol.weight_decay)
-            average.update(protocol.decay(step))
-            step += 1
-            loss_value = loss.item()
-            diverged = loss_value - loss_value != 0
-            if diverged:
+def activation_bytes(network: nn.Module, image: Tensor) -> int:
+    """Bytes that a forward pass keeps for the backward pass, per image; `image` is float32 [1, C, H, W]."""
+    parameters = {p.data_ptr() for p in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in parameters:
+            kept[tensor.data_ptr()] = max(tensor.numel() * tensor.element_size(), kept.get(tensor.data_ptr(), 0))
+        return tensor
+
+    training = network.training
+    network.eval()
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        network(image)
+    network.train(training)
+    return sum(kept.values())
+
+
+class _Average:
+    """Moving average of a network's parameters and floating-point buffers, as a network of its own."""
+
+    def __init__(self, network: nn.Module, flat: Tensor) -> None:
+        self.network = copy.deepcopy(network).eval()
+        self.flat, _ = flatten_parameters(self.network)
+        self._live = flat
+        pairs = zip(self.network.buffers(), network.buffers(), strict=True)
+        self._buffers = [(mine, live) for mine, live in pairs if live.is_floating_point()]
+
+    def update(self, decay: float) -> None:
+        self.flat.lerp_(self._live, 1 - decay)
+        for mine, live in self._buffers:
+            mine.lerp_(live, 1 - decay)
+
+
+class Student:
+    """One network in training. `run` goes through the epochs; state between epochs can be saved and restored."""
+
+    def __init__(
+        self, name: str, options: dict[str, Any], data: StudentData, protocol: StudentProtocol, seed: int
+    ) -> None:
+        """Draws the weights from torch's global generator, which the caller has seeded."""
+        self.data, self.protocol, self.seed = data, protocol, seed
+        channels, size = data.images.shape[1:3]
+        network = create(name, data.classes, channels, size, **options).to(data.images.device)
+        self.layout = memory_format(network)
+        self.network = network.train()
+        self.flat, self.gradient = flatten_parameters(network)
+        decay = decay_factors(network, protocol.decay_vectors)
+        self.optimizer = OPTIMIZERS[protocol.optimizer](self.flat, decay, protocol)
+        self.average = _Average(network, self.flat) if protocol.ema_decay else None
+        # Apart from the stream that drew the weights.
+        self.generator = torch.Generator().manual_seed(seed + 1_000_003)
+        self.augment = augmentation(protocol.augmentation, size=None, mean=data.mean, std=data.std)
+        self.targets = self._targets()
+        self.coupled = couples_images(network)
+        self.epoch = self.steps = self.updates = 0
+        self.accuracies: list[float] = []
+        self.loss, self.diverged, self.seconds = float("nan"), False, 0.0
+        self.part = protocol.batch
+        if not self.coupled and data.images.device.type == "cpu":
+            each = activation_bytes(network, data.floats(data.images[:1]))
+            self.part = max(1, min(protocol.batch, CACHE_BYTES // each))
+
+    @property
+    def tested_network(self) -> nn.Module:
+        return self.average.network if self.average else self.network
+
+    def _targets(self) -> Tensor:
+        """Class probabilities float32 [N, K] of the training images, for labels that do not depend on the view."""
+        if self.protocol.labels == "soft" and self.data.soft_labels is not None:
+            return F.softmax(self.data.soft_labels / self.protocol.temperature, 1)
+        return F.one_hot(self.data.labels, self.data.classes).float()
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images float32 [n, C, S, S] and target probabilities [n, K] of the batches of one epoch."""
+        data, protocol, generator = self.data, self.protocol, self.generator
+        count = len(data.images)
+        if protocol.labels == "replay" and data.replay is not None:
+            for number in range(data.replay.batches):
+                answer = data.replay.answered(self.epoch, number)
+                x = self.augment.apply(data.floats(data.images[answer.index]), answer.view)
+                yield answer.mix.apply(x), F.softmax(answer.logits.to(x.device) / protocol.temperature, 1)
+            return
+        # The order within a batch that is the whole set has no effect, unless its images are mixed or answered for.
+        whole = count <= protocol.batch
+        order = [None] if whole else torch.randperm(count, generator=generator).split(protocol.batch)
+        for index in order:
+            x, target = (data.images, self.targets) if index is None else (data.images[index], self.targets[index])
+            x = data.floats(x)
+            x = self.augment.apply(x, self.augment.draw(len(x), generator))
+            if protocol.mix != "none":
+                mix = draw_mix(
+                    protocol.mix, len(x), protocol.mix_alpha, protocol.mix_probability, generator, size=x.shape[-1]
+                )
+                x, target = mix.apply(x), _mixed(target, mix)
+            if protocol.labels == "teacher" and data.teacher is not None:
+                target = F.softmax(data.teacher.logits(x) / protocol.temperature, 1)
+            yield x, target
+
+    def _step(self, x: Tensor, target: Tensor, rate: float) -> None:
+        """One optimiser step; a batch whose images do not depend on each other goes through in parts."""
+        x = x.to(memory_format=self.layout)
+        self.gradient.zero_()
+        part = len(x) if self.coupled else self.part
+        total = 0.0
+        with _autocast(self.protocol.precision, x.device):
+            if self.protocol.double_forward and self.coupled:
+                with torch.no_grad():
+                    self.network(x)
+            for images, wanted in zip(x.split(part), target.split(part), strict=True):
+                logits = self.network(images).float() / self.protocol.temperature
+                loss = F.cross_entropy(logits, wanted, reduction="sum") / len(x)
+                loss.backward()
+                total += loss.item()
+        if self.protocol.labels in ("teacher", "replay"):
+            # What the protocols minimise and report is the divergence, lower by a constant of the targets.
+            total += float(torch.xlogy(target, target).sum() / len(x))
+        self.optimizer.step(self.flat, self.gradient, rate)
+        self.steps += 1
+        self.loss, self.diverged = total, total - total != 0
+
+    def _update_average(self) -> None:
+        if self.average:
+            self.average.update(self.protocol.decay(self.updates))
+            self.updates += 1
+
+    def run_epoch(self) -> None:
+        """One pass over the images, and the test if one is due; ends at once when the loss is no number."""
+        protocol, rate = self.protocol, self.protocol.rate(self.epoch)
+        if protocol.momentum_reset and self.epoch and rate < protocol.rate(self.epoch - 1):
+            self.optimizer.reset()
+        for x, target in self._batches():
+            self._step(x, target, rate)
+            if self.diverged:
                 break
-        report(epoch + 1)
-        if diverged or epoch + 1 in tested:
-            accuracies.append(test_accuracy(average.network, test_images, test_labels, protocol.precision))
-        if diverged:
-            break
-    return StudentResult(
-        seed=seed,
-        accuracy_last=accuracies[-1],
-        accuracy_best=max(accuracies),
-        train_loss_last=loss_value,
-        diverged=diverged,
-        epochs=protocol.epochs,
-        steps=step,
-        seconds=time.perf_counter() - started,
-        parameters=flat.numel(),
-    )
+            if not protocol.ema_per_epoch:
+                self._update_average()
+        if protocol.ema_per_epoch and not self.diverged:
+            self._update_average()
+        self.epoch += 1
+        if self.diverged or self.epoch in protocol.tested_epochs():
+            self.tested_network.eval()
+            self.accuracies.append(test_accuracy(self.tested_network, self.data, protocol.precision))
+            self.network.train()
+
+    def run(self, report: Callable[[int], None], checkpoint: "Checkpoint | None" = None) -> StudentResult:
+        """All epochs that are left. The caller's global generator drives dropout."""
+        keep_freed_memory()
+        if checkpoint:
+            checkpoint.restore(self)
+        started, saved = time.perf_counter() - self.seconds, time.perf_counter()
+        while self.epoch < self.protocol.passes and not self.diverged:
+            self.run_epoch()
+            report(self.epoch)
+            self.seconds = time.perf_counter() - started
+            if checkpoint and time.perf_counter() - saved >= checkpoint.every:
+                checkpoint.save(self)
+                saved = time.perf_counter()
+        if checkpoint:
+            checkpoint.save(self)
+        report(self.protocol.passes)
+        return StudentResult(
+            seed=self.seed,
+            accuracy_last=self.accuracies[-1],
+            accuracy_best=max(self.accuracies),
+            train_loss_last=self.loss,
+            diverged=self.diverged,
+            epochs=self.protocol.epochs,
+            steps=self.steps,
+            seconds=self.seconds,
+            parameters=self.flat.numel(),
+        )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All state that changes, aliased where it lives."""
+        found = {"flat": self.flat, **{f"optimizer.{k}": v for k, v in self.optimizer.state.items()}}
+        found |= {f"buffer.{k}": v for k, v in self.network.named_buffers()}
+        if self.average:
+            found["average"] = self.average.flat
+            found |= {f"average.{k}": v for k, v in self.average.network.named_buffers()}
+        return found
+
+    _NUMBERS = ("epoch", "steps", "updates", "accuracies", "loss", "diverged", "seconds")
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and numbers from which `load` goes on as if nothing had happened."""
+        random = {"random.batches": self.generator.get_state(), "random.network": torch.get_rng_state()}
+        if self.flat.is_cuda:
+            random["random.device"] = torch.cuda.get_rng_state(self.flat.device)
+        return {**self._tensors(), **random}, {name: getattr(self, name) for name in self._NUMBERS}
+
+    def load(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        for name, tensor in self._tensors().items():
+            tensor.copy_(tensors[name])
+        self.generator.set_state(tensors["random.batches"])
+        torch.set_rng_state(tensors["random.network"])
+        if self.flat.is_cuda:
+            torch.cuda.set_rng_state(tensors["random.device"], self.flat.device)
+        for name in self._NUMBERS:
+            setattr(self, name, numbers[name])
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a student's state is kept, and of what: a file with another key is not resumed but written over."""
+
+    path: Path
+    key: str
+    every: float
+
+    def save(self, student: Student) -> None:
+        tensors, numbers = student.state()
+        # JSON has no NaN: the loss of a diverged student is kept as text.
+        write_tensors(self.path, tensors, {**numbers, "loss": repr(numbers["loss"]), "key": self.key})
+
+    def restore(self, student: Student) -> None:
+        """Go on where the file stopped, if there is one of the same key."""
+        try:
+            tensors, header = read_tensors(self.path)
+        except TensorFileError:
+            return
+        if header.pop("key", None) == self.key:
+            student.load(tensors, {**header, "loss": float(header["loss"])})
+
+
+def _mixed(target: Tensor, mix: Mix) -> Tensor:
+    """Targets of mixed images: each image's own and its partner's, by their shares."""
+    if mix.kind == "none":
+        return target
+    return mix.weight * target + (1 - mix.weight) * target[mix.partner.to(target.device)]
+
+
+def students_at_once(
+    name: str, options: dict[str, Any], data: StudentData, protocol: StudentProtocol, workers: int, memory_bytes: float
+) -> int:
+    """How many students of a network fit the bound at a time, at most `workers`. Raises StudentError if none does."""
+    with torch.random.fork_rng(devices=[]):
+        network = create(name, data.classes, *data.images.shape[1:3], **options)
+    parameters = sum(p.numel() for p in network.parameters()) * 4
+    each = activation_bytes(network, data.floats(data.images[:1].cpu()))
+    batch = min(protocol.batch, len(data.images))
+    held = each * batch if couples_images(network) else min(each * batch, max(CACHE_BYTES, each))
+    student = BUFFERS * parameters + held
+    if student > memory_bytes:
+        raise StudentError(
+            f"a {name} student with {batch} images a step needs {student / 2**30:.1f} GB, the bound is "
+            f"{memory_bytes / 2**30:.1f} GB; raise students.memory_gb or lower the protocol's batch"
+        )
+    return max(1, min(workers, int(memory_bytes // student)))
 
 
 def train_students(
-    network_name: str,
+    network: str,
     options: dict[str, Any],
-    images: Tensor,
-    labels: Tensor,
-    test_images: Tensor,
-    test_labels: Tensor,
+    data: StudentData,
     protocol: StudentProtocol,
     seeds: Sequence[int],
-    classes: int | None = None,
     progress: Progress | None = None,
+    workers: int = 1,
+    memory_gb: float = 8.0,
+    checkpoints: str | Path | None = None,
+    keep: Callable[[Student], None] | None = None,
 ) -> list[StudentResult]:
     """Train one student per seed on a set and test it; results in the order of the seeds.
 
-    images: float32 [N, C, S, S] with int64 labels [N]; test images float32 [M, C, S, S] with labels [M]; all on one
-    device, already in the value ranges that the study wants (nothing is converted or clipped).
-    classes: number of logits, by default the largest label plus one.
     progress: called with (epochs done, all epochs, note); by default a line on stderr now and then.
-    Initial weights, order and augmentation depend on the seed alone, so results but for `seconds` repeat exactly
-    on one machine and one number of threads.
-    Raises StudentError for tensors that do not fit together and ValueError for an unknown network or option.
-    Source: GLaD (Cazenavette et al. 2023), evaluation; DSA, Zhao and Bilen 2021.
+    workers: students that train at the same time on a CPU, a core each; fewer where memory_gb would be exceeded.
+    checkpoints: a folder where the state of each student is kept, once a minute and when it is done; training that
+    was killed goes on from there, with the same result.
+    keep: called with each student when it is done, in the process that trained it.
+    Initial weights, order, augmentation and dropout depend on the seed alone, so results but for `seconds` repeat
+    exactly on one machine, however many students are trained at a time.
+    Raises StudentError for data that do not fit together or the protocol, ValueError for an unknown network or option.
     """
-    _check(images, labels, test_images, test_labels)
-    outputs = classes or int(torch.cat([labels, test_labels]).max()) + 1
-    show = progress or reporter(f"{network_name} students")
-    total = protocol.epochs * len(seeds)
-    results = []
-    for number, seed in enumerate(seeds):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = create(network_name, outputs, images.shape[1], images.shape[-1], **options).to(images.device)
-            layout = memory_format(network)
-            images, test_images = images.to(memory_format=layout), test_images.to(memory_format=layout)
+    data.check(protocol)
+    show, total = progress or reporter(f"{network} students"), protocol.passes * len(seeds)
+    device = data.images.device
+    at_once = students_at_once(network, options, data, protocol, workers, memory_gb * 2**30)
+    identity = ""
+    if checkpoints is not None:
+        about = canonical_json([network, options, asdict(protocol), data.digest(), torch.__version__])
+        identity = hashlib.sha256(about.encode()).hexdigest()
 
-            def report(epoch: int, before: int = number * protocol.epochs) -> None:
-                if epoch % max(1, protocol.epochs // 10) == 0:
-                    show(before + epoch, total, "epochs")
+    def train(number: int, report: Callable[[int], None]) -> StudentResult:
+        seed, every = seeds[number], max(1, protocol.passes // 20)
 
-            results.append(_train_one(network, images, labels, test_images, test_labels, protocol, seed, report))
-    return results
+        def now_and_then(epoch: int) -> None:
+            if epoch % every == 0 or epoch == protocol.passes:
+                report(epoch)
+
+        point = None
+        if checkpoints is not None:
+            path = Path(checkpoints) / f"{network.replace(':', '-')}-{seed}.safetensors"
+            point = Checkpoint(path, f"{identity}-{seed}", SAVE_SECONDS)
+        threads = torch.get_num_threads()
+        if device.type == "cpu":
+            torch.set_num_threads(1)
+        try:
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                torch.manual_seed(seed)
+                student = Student(network, options, data, protocol, seed)
+                result = student.run(now_and_then, point)
+        finally:
+            torch.set_num_threads(threads)
+        if keep:
+            keep(student)
+        return result
+
+    return side_by_side(train, len(seeds), at_once, lambda done: show(done, total, "epochs"))

@@ -1,0 +1,249 @@
+"""Evaluation protocols of the field, as named settings that a study may depart from key by key.
+
+Each preset is what the released code of its source does, read there; a departure is recorded with every result.
+`QUIRKS` are the settings that are oddities of a released code rather than choices: they default to the protocol's
+value and are named in the output when they are on.
+"""
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from diver.config.augment import check_augmentation
+from diver.config.base import Model, nearest
+from diver.config.networks import NAMES
+from diver.config.networks import PRESETS as NETWORKS
+
+ByIpc = int | dict[int, int]
+
+
+class Protocol(Model):
+    """How a student is trained and tested. What is left out is the named protocol's."""
+
+    # Nothing has to be given: the named protocol fills in the rest.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, json_schema_extra=lambda schema: schema.pop("required", None)
+    )
+
+    name: str = Field("glad-eval", description="Named protocol that the other keys depart from.")
+    epochs: ByIpc = Field(description="Passes over the set: one number, or {IPC up to which it holds: number}.")
+    batch: ByIpc = Field(description="Images per step, likewise by IPC; a set that is smaller is one batch.")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="Optimiser.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum.")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW decay rates.")
+    weight_decay: float = Field(5e-4, ge=0, description="Weight decay: L2 with SGD, decoupled with AdamW.")
+    decay_vectors: bool = Field(True, description="Decay biases and normalisation parameters too.")
+    learning_rate: dict[str, float] = Field(description="Peak rate by kind of network; 'other' is for the rest.")
+    schedule: Literal["glad", "cosine", "half-cosine", "idc-steps", "dc-steps", "one-cycle"] = Field(
+        description="Factor on the rate by epoch (diver.students.protocol.SCHEDULES)."
+    )
+    augmentation: str = Field(description="DSA families joined by '_', 'idc', 'rded', 'fkd', or 'none'.")
+    mix: Literal["none", "cutmix", "mixup"] = Field("none", description="Mixing of the images of a batch.")
+    mix_alpha: float = Field(1.0, gt=0, description="Both parameters of the mixing weight's beta distribution.")
+    mix_probability: float = Field(1.0, ge=0, le=1, description="Probability that a batch is mixed.")
+    labels: Literal["hard", "soft", "teacher", "replay"] = Field(
+        "hard",
+        description="hard: the class. soft: softmax of the set's own logits. teacher: a teacher's answer to the "
+        "augmented batch. replay: the same, stored once with its crops, flips and mixes and shared by all students.",
+    )
+    temperature: float = Field(1.0, gt=0, description="Divides the logits of teacher and student.")
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="Decay of averaged weights, which are then tested; 0: none.")
+    evaluations: int = Field(10, ge=1, description="Equally spaced tests, the last after training; their best peeks.")
+    test_every: int | None = Field(None, ge=1, description="Test every so many epochs instead, and at the end.")
+    test_after: float = Field(0.0, ge=0, lt=1, description="With test_every: part of the epochs before the first.")
+    test_offset: int = Field(0, ge=0, description="With test_every: epochs by which the tests come later.")
+    reported: Literal["last", "best"] = Field("last", description="Which accuracy the protocol's papers report.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of training and testing.")
+    ema_per_epoch: bool = Field(False, description="Quirk: weights are averaged once an epoch, not once a step.")
+    extra_epoch: bool = Field(False, description="Quirk: one more epoch than said.")
+    momentum_reset: bool = Field(False, description="Quirk: momentum starts anew where the rate steps down.")
+    double_forward: bool = Field(
+        False, description="Quirk: an extra pass in training mode, which updates batch statistics twice a step."
+    )
+    by_classes: dict[int, dict[str, Any]] = Field(
+        {}, description="Departures for datasets with at least so many classes; the largest such number counts."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        name = given.get("name", "glad-eval")
+        if name not in PRESETS:
+            raise ValueError(f"unknown protocol {name!r}; {nearest(str(name), list(PRESETS))}")
+        return {**PRESETS[name], **given}
+
+    @field_validator("augmentation")
+    @classmethod
+    def _augmentation(cls, name: str) -> str:
+        check_augmentation(name)
+        return name
+
+    @field_validator("epochs", "batch")
+    @classmethod
+    def _positive(cls, value: ByIpc) -> ByIpc:
+        numbers = [value] if isinstance(value, int) else [*value, *value.values()]
+        if not numbers or min(numbers) < 1:
+            raise ValueError("every number must be at least 1")
+        return value
+
+    @model_validator(mode="after")
+    def _departures(self) -> "Protocol":
+        for number, changes in self.by_classes.items():
+            unknown = set(changes) - set(Protocol.model_fields)
+            if unknown:
+                name = sorted(unknown)[0]
+                raise ValueError(
+                    f"by_classes.{number}.{name}: unknown key; {nearest(name, list(Protocol.model_fields))}"
+                )
+        return self
+
+    def needs_teacher(self) -> bool:
+        return self.labels in ("teacher", "replay")
+
+    def at(self, classes: int) -> "Protocol":
+        """The protocol for a dataset with so many classes."""
+        fitting = [number for number in self.by_classes if number <= classes]
+        changes = self.by_classes[max(fitting)] if fitting else {}
+        return Protocol.model_validate({**self.model_dump(), "by_classes": {}, **changes})
+
+    def rate_for(self, network: str) -> float:
+        """Peak rate of a network."""
+        return self.learning_rate.get(family(network), self.learning_rate["other"])
+
+    def departures(self) -> str:
+        """'key=value; ...' where this differs from the named protocol; '' if it does not."""
+        named = protocol(self.name).model_dump()
+        return "; ".join(f"{key}={value}" for key, value in self.model_dump().items() if value != named[key])
+
+    def quirks(self) -> str:
+        """Names of the quirks that are on, joined by '; '."""
+        return "; ".join(name for name in QUIRKS if getattr(self, name))
+
+
+def protocol(name: str = "glad-eval", **departures: Any) -> Protocol:
+    """A named protocol, with departures from it. Raises pydantic's ValidationError, as a study does."""
+    return Protocol.model_validate({"name": name, **departures})
+
+
+def family(network: str) -> str:
+    """Kind of a network, as rates are given for: 'vgg' of 'vgg-11' and of 'timm:vgg11_bn'; 'other' if it is none."""
+    name = NETWORKS[network][0] if network in NETWORKS else network
+    kinds = [kind for kind in NAMES if name.split(":")[-1].startswith(kind)]
+    return max(kinds, key=len) if kinds else "other"
+
+
+def by_ipc(value: ByIpc, ipc: int, key: str) -> int:
+    """The number for an IPC: that of the smallest bound that is not below it. Raises ValueError if there is none."""
+    if isinstance(value, int):
+        return value
+    bounds = [bound for bound in value if bound >= ipc]
+    if not bounds:
+        raise ValueError(f"{key}: no entry for IPC {ipc}; add one (given up to {max(value)})")
+    return value[min(bounds)]
+
+
+QUIRKS = ("ema_per_epoch", "extra_epoch", "momentum_reset", "double_forward")
+
+_DSA = "color_crop_cutout_flip_scale_rotate"
+_UP = 10**9
+_RDED_BATCH = {1: 10, 10: 50, 50: 100}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # GLaD (Cazenavette et al. 2023) as PReDD and DIVER use it: averaged weights are tested once, after the last epoch.
+    "glad-eval": {
+        "epochs": 1000,
+        "batch": 256,
+        "learning_rate": {"other": 0.001, "vgg": 0.0001, "efficientnet": 0.01, "mobilenet": 0.01, "shufflenet": 0.01},
+        "schedule": "glad",
+        "augmentation": _DSA,
+        "ema_decay": 0.995,
+        "ema_per_epoch": True,
+        "evaluations": 1,
+    },
+    # IDC's evaluation as Minimax Diffusion, VLCP and EDITS use it: the best of a hundred looks at the test images.
+    "hard-idc": {
+        "epochs": {1: 3000, 10: 2000, 50: 1500, 200: 1000, 500: 500, _UP: 300},
+        "batch": 64,
+        "learning_rate": {"other": 0.01},
+        "schedule": "idc-steps",
+        "augmentation": "idc",
+        "mix": "cutmix",
+        "evaluations": 100,
+        "reported": "best",
+        "by_classes": {
+            # Two thirds of the epochs, rounded down to hundreds; with more classes another rate, decay and batch.
+            100: {"epochs": {1: 2000, 10: 1300, 50: 1000, 200: 600, 500: 300, _UP: 200}},
+            101: {"learning_rate": {"other": 0.1}, "weight_decay": 1e-4, "batch": 128},
+        },
+    },
+    # RDED (Sun et al. 2024), also D3HR: a teacher answers every mixed batch, the rate ends at half its peak.
+    "soft-rded": {
+        "epochs": 300,
+        "batch": _RDED_BATCH,
+        "optimizer": "adamw",
+        "weight_decay": 0.01,
+        "decay_vectors": False,
+        "learning_rate": {
+            "other": 0.001,
+            "vgg": 0.0005,
+            "efficientnet": 0.002,
+            "mobilenet": 0.0025,
+            "alexnet": 0.0001,
+            "vit": 0.0001,
+        },
+        "schedule": "half-cosine",
+        "augmentation": "rded",
+        "mix": "cutmix",
+        "labels": "teacher",
+        "temperature": 20,
+        "test_every": 10,
+        "test_after": 0.8,
+        "reported": "best",
+        "double_forward": True,
+        "by_classes": {
+            100: {"batch": {ipc: 2 * batch for ipc, batch in _RDED_BATCH.items()}},
+            # Tiny ImageNet.
+            200: {"batch": 100},
+            1000: {"batch": {ipc: 2 * batch for ipc, batch in _RDED_BATCH.items()}},
+        },
+    },
+    # SRe2L (Yin et al. 2023) and D4M, after FKD (Shen and Xing 2022): stored answers of a teacher are replayed.
+    "soft-fkd": {
+        "epochs": 300,
+        "batch": 1024,
+        "optimizer": "adamw",
+        "weight_decay": 0.01,
+        "decay_vectors": False,
+        "learning_rate": {"other": 0.001},
+        "schedule": "cosine",
+        "augmentation": "fkd",
+        "mix": "cutmix",
+        "labels": "replay",
+        "temperature": 20,
+        "test_every": 10,
+        "test_offset": 1,
+        "reported": "best",
+    },
+    # DC (Zhao et al. 2021), DSA, DM, MTT: the released loop runs one epoch more than it says.
+    "dc-eval": {
+        "epochs": 1000,
+        "batch": 256,
+        "learning_rate": {"other": 0.01},
+        "schedule": "dc-steps",
+        "augmentation": _DSA,
+        "evaluations": 1,
+        "extra_epoch": True,
+        "momentum_reset": True,
+    },
+    # Not of the literature: a whole training set in few epochs, for the ceiling of the tables and for teachers.
+    "full-data": {
+        "epochs": 10,
+        "batch": 128,
+        "learning_rate": {"other": 0.05, "vit": 0.02},
+        "schedule": "one-cycle",
+        "augmentation": "crop_flip",
+        "evaluations": 1,
+    },
+}

@@ -1,0 +1,46 @@
+"""Train the students of a group of architectures on the whole training set, all seeds; a row each."""
+
+import csv
+import shutil
+from pathlib import Path
+
+from diver.config.students import Architecture, FullData
+from diver.data.prepared import Prepared
+from diver.progress import step_log
+from diver.students import evaluate_full
+from diver.study import FULL, MATCHED
+
+wildcards, params = snakemake.wildcards, snakemake.params
+with step_log(snakemake.log[0], snakemake.threads, f"students on all of {wildcards.dataset}") as progress:
+    data, full = Prepared.read(snakemake.input.prepared), FullData(**params.full)
+    rows = []
+    for name, settings in params.architectures.items():
+        architecture = Architecture(**settings)
+        trained = evaluate_full(
+            data,
+            architecture,
+            full.protocol,
+            full.seeds or params.seeds,
+            full.learning_rate.get(name),
+            lambda done, total, note, name=name: progress(done, total, f"{note} of {name},"),
+            workers=snakemake.threads,
+            memory_gb=params.memory_gb,
+            checkpoints=Path(params.checkpoints) / name,
+        )
+        common = {
+            "study": params.study,
+            "dataset": wildcards.dataset,
+            "ipc": trained[0]["images"] // len(data.classes),
+            "stage1": FULL,
+            "stage2": "none",
+            "scale": MATCHED,
+            "architecture": name,
+            "role": architecture.role,
+            "prior": "",
+        }
+        rows.extend({**common, **row} for row in trained)
+    with Path(snakemake.output.results).open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    shutil.rmtree(params.checkpoints, ignore_errors=True)
