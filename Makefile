@@ -4,11 +4,12 @@ PYTHON ?= python3
 CORES ?= all
 CONFIG ?= config/default.yaml
 BIN := $(VENV)/bin
+RANKING ?= .venv-ddranking
 RESULTS = results/$(shell sed -n 's/^name: *//p' $(CONFIG))
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study test lock clean
+.PHONY: help setup study test rank lock clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,8 +40,29 @@ test: setup ## Lint, check types and formats, run all tests.
 	@snakemake --lint
 	@$(BIN)/python -m pytest
 
-lock: setup ## Renew requirements.lock from pyproject.toml.
+$(RANKING)/.ready: requirements-ddranking.lock | $(VENV)/.ready
+	@echo "rank: creating $(RANKING) with DD-Ranking, on Python 3.11 or 3.12 (about 6 GB)"
+	@$(BIN)/uv venv --quiet --clear --python '>=3.11,<3.13' $(RANKING)
+	@$(BIN)/uv pip install --quiet --python $(RANKING)/bin/python --require-hashes -r $<
+	@touch $@
+
+# The judge's real data are the prepared file's, or REAL=folder as DD-Ranking takes it.
+PREPARED ?= data/prepared/cifar10.safetensors
+RANKED = results/ranking/$(patsubst results/%,%,$(patsubst /%,%,$(basename $(SET))))
+
+rank: ## Judge SET=file.safetensors with DD-Ranking; OPTIONS="--epochs 50 --control" and more.
+	@test -f "$(SET)" || { echo "rank: no set: make rank SET=results/default/distilled/cifar10/ipc1/dm.safetensors"; exit 2; }
+	@$(MAKE) --no-print-directory $(RANKING)/.ready
+	@test -n "$(REAL)" -o -f $(PREPARED) || snakemake --cores $(CORES) $(PREPARED)
+	@$(BIN)/diver export $(SET) --form ddranking --out $(RANKED) >/dev/null
+	@MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=10000000000 \
+	  $(RANKING)/bin/python src/ranking/rank_set.py $(RANKED) $(if $(REAL),--real $(REAL),--prepared $(PREPARED)) $(OPTIONS)
+
+lock: setup ## Renew the lock files from pyproject.toml and envs/ddranking.yaml.
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra test pyproject.toml -o requirements.lock
+	@sed -n 's/^ *- \(.*==.*\)/\1/p' envs/ddranking.yaml \
+	  | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	    --no-emit-find-links --custom-compile-command "make lock" - -o requirements-ddranking.lock
 
 clean: ## Remove results (keeps data and the environment).
 	rm -rf results .snakemake

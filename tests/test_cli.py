@@ -5,9 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from diffusers import DiTPipeline
 
 from diver import cli
+from diver.config.protocols import PRESETS, Protocol, protocol
+from diver.data.prepared import Prepared
 from diver.prior.load import Prior
 from diver.prior.train import dit_scheduler
 from diver.sets import DistilledSet
@@ -91,3 +95,69 @@ def test_refused_study(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     path.write_text((ROOT / "config/test.yaml").read_text().replace("students:", "studnets:"))
     assert run(monkeypatch, "check", str(path)) == 2
     assert "did you mean 'students'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def prepared_file(tmp_path: Path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    images, labels = (
+        torch.randint(0, 256, (30, 3, 16, 16), dtype=torch.uint8, generator=generator),
+        torch.arange(30) % 3,
+    )
+    Prepared(images, labels, images, labels, "tiny", ("a", "b", "c"), (0.5,) * 3, (0.25,) * 3).write(
+        tmp_path / "prepared.safetensors"
+    )
+    return tmp_path / "prepared.safetensors"
+
+
+def test_protocols_are_listed_and_shown_as_a_study_takes_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "protocols") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(PRESETS)
+    assert run(monkeypatch, "protocols", "soft-rded") == 0
+    assert Protocol.model_validate(yaml.safe_load(capsys.readouterr().out)) == protocol("soft-rded")
+
+
+def test_teacher_then_every_protocol_on_a_set(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    set_file: Path,
+    prepared_file: Path,
+    tmp_path: Path,
+) -> None:
+    teacher = str(tmp_path / "teacher.safetensors")
+    data = ["--prepared", str(prepared_file)]
+    assert run(monkeypatch, "teach", *data, "--out", teacher, "--network", "alexnet", "--set", "epochs=1") == 0
+    assert "% of the test images" in capsys.readouterr().out
+    for name in PRESETS:
+        short = ["--protocol", name, "--set", "epochs=2", "--architecture", "alexnet", "--seeds", "2"]
+        assert run(monkeypatch, "evaluate", str(set_file), *data, *short, "--teacher", teacher) == 0
+        shown = capsys.readouterr().out
+        assert "2 seeds" in shown
+        assert f"protocol {name}; departures: epochs=2" in shown
+    assert run(monkeypatch, "evaluate", str(set_file), *data, *short, "--json") == 0
+    assert [row["seed"] for row in json.loads(capsys.readouterr().out)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--protocol", "glad-evla"], "did you mean 'glad-eval'"),
+        (["--set", "epoch=3"], "did you mean 'epochs'"),
+        (["--architecture", "convnte"], "convnet"),
+        (["--protocol", "soft-fkd"], "diver teach"),
+    ],
+)
+def test_evaluation_that_cannot_be_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    set_file: Path,
+    prepared_file: Path,
+    arguments: list[str],
+    word: str,
+) -> None:
+    assert run(monkeypatch, "evaluate", str(set_file), "--prepared", str(prepared_file), *arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert word in error
+    assert len(error.splitlines()) == 1

@@ -217,7 +217,7 @@ def test_a_step_in_parts_is_the_step(data: StudentData, monkeypatch: pytest.Monk
 
     whole = trained()
     monkeypatch.setattr(
-        trainer, "CACHE_BYTES", 5 * activation_bytes(create(CONVNET[0], 3, 3, 16, **CONVNET[1]), data.images[:1])
+        trainer, "PART_BYTES", 5 * activation_bytes(create(CONVNET[0], 3, 3, 16, **CONVNET[1]), data.images[:1])
     )
     parts = trained()
     assert (whole[0], parts[0]) == (12, 5)
@@ -270,6 +270,16 @@ def test_progress_counts_the_epochs_of_all_students(data: StudentData) -> None:
         train_students(*CONVNET, data, small("dc-eval"), [0, 1], lambda a, b, _, s=seen: s.append((a, b)), workers)
         assert seen[-1] == (14, 14)
         assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: students on CUDA are not tested")
+def test_a_gpu_trains_the_same_student(data: StudentData) -> None:
+    used = small("glad-eval", learning_rate=0.05)
+    moved = {name: getattr(data, name).cuda() for name in ("images", "labels", "test_images", "test_labels")}
+    (there,) = train_students(*CONVNET, replace(data, **moved), used, [0], quiet)
+    (here,) = train_students(*CONVNET, data, used, [0], quiet)
+    assert there.train_loss_last == pytest.approx(here.train_loss_last, rel=1e-2)
 
 
 def test_failure_of_a_worker_is_the_callers(data: StudentData, monkeypatch: pytest.MonkeyPatch) -> None:

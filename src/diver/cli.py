@@ -8,8 +8,8 @@ import typer
 import yaml
 from pydantic import ValidationError
 
-from diver.config.base import ConfigError
-from diver.config.study import Study, load_study, nearest
+from diver.config.base import ConfigError, nearest
+from diver.config.study import Study, load_study
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -18,9 +18,9 @@ class UserError(Exception):
     """Something that the user can mend; shown as one line."""
 
 
-def _settings(pairs: list[str], model: type[Any]) -> Any:
-    """Settings from KEY=VALUE texts, values read as YAML."""
-    values = {}
+def _settings(pairs: list[str], model: type[Any], base: dict[str, Any] | None = None) -> Any:
+    """Settings from KEY=VALUE texts, values read as YAML, over those of `base`."""
+    values = dict(base or {})
     for pair in pairs:
         key, found, value = pair.partition("=")
         if not found:
@@ -51,11 +51,12 @@ def check(study: Annotated[Path, typer.Argument(help="A study's YAML file.")]) -
 
     Example: diver check config/default.yaml
     """
-    from diver.study import set_cells, student_cells
+    from diver.study import set_cells, student_cells, student_groups
 
     loaded = load_study(study)
-    sets, jobs = len(list(set_cells(loaded))), len(list(student_cells(loaded)))
-    print(f"{study}: valid; {sets} sets, {jobs} student jobs, {jobs * len(loaded.students.seeds)} students")
+    sets, jobs, groups = len(list(set_cells(loaded))), list(student_cells(loaded)), student_groups(loaded)
+    students = sum(len(groups[job.group]) for job in jobs) * len(loaded.students.seeds)
+    print(f"{study}: valid; {sets} sets, {len(jobs)} student jobs, {students} students")
 
 
 @app.command()
@@ -115,37 +116,179 @@ def recover(
 def evaluate(
     set_file: Annotated[Path, typer.Argument(help="A distilled set (safetensors).")],
     prepared: Annotated[Path, typer.Option(help="The prepared dataset, as `snakemake data` makes it.")],
-    study: Annotated[Path, typer.Option(help="Study whose protocol and architectures are used.")] = Path(
+    study: Annotated[Path, typer.Option(help="Study whose protocol, architectures and seeds are used.")] = Path(
         "config/default.yaml"
     ),
-    architecture: Annotated[list[str] | None, typer.Option(help="Short name in the study; repeatable.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="A named protocol instead of the study's.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Departure from it, KEY=VALUE; repeatable.")] = None,
+    architecture: Annotated[
+        list[str] | None, typer.Option(help="Short name in the study, or any network or preset; repeatable.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Students per architecture; the study's by default.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Students trained at the same time, a core each.")] = 1,
+    teacher: Annotated[str | None, typer.Option(help="For soft labels: a file of `diver teach`, or timm:NAME.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON.")] = False,
 ) -> None:
-    """Train students on a distilled set and print their accuracy on the test images.
+    """Train students on a distilled set and print their accuracy on the test images, last and (best).
 
-    Example: diver evaluate recovered.safetensors --prepared data/prepared/cifar10.safetensors --architecture vit
+    Examples:
+
+    diver evaluate recovered.safetensors --prepared data/prepared/cifar10.safetensors --architecture vit
+
+    diver evaluate dm.safetensors --prepared data/prepared/cifar10.safetensors --protocol dc-eval --set epochs=300
+    --architecture convnet-3 --architecture resnet18-dd --seeds 5 --threads 2
     """
+    from diver.config.protocols import Protocol
+    from diver.config.students import Architecture
     from diver.data.prepared import Prepared
+    from diver.networks.weights import load_teacher
     from diver.progress import reporter
+    from diver.report.statistics import t_interval
+    from diver.report.tables import interval_text
     from diver.sets import DistilledSet
-    from diver.students import evaluate_set
+    from diver.students import answer_set, best_device, evaluate_set
 
     students = load_study(study).students
-    names = architecture or list(students.architectures)
-    for name in names:
-        if name not in students.architectures:
-            raise UserError(f"--architecture {name}: {nearest(name, list(students.architectures))}")
+    chosen = students.protocol
+    if protocol or set_:
+        base = {} if protocol else chosen.model_dump()
+        named = [f"name={protocol}"] if protocol else []
+        chosen = _settings([*named, *(set_ or [])], Protocol, base)
+    architectures = {name: _architecture(name, students.architectures) for name in architecture or []}
+    architectures = architectures or students.architectures
+    if chosen.needs_teacher() and teacher is None:
+        raise UserError(
+            f"protocol {chosen.name} needs a teacher's answers: --teacher FILE (made by `diver teach`) or timm:NAME"
+        )
     data, distilled = Prepared.read(prepared), DistilledSet.read(set_file)
-    for name in names:
-        chosen = students.architectures[name]
+    answering = load_teacher(teacher, data) if teacher and chosen.needs_teacher() else None
+    replay = None
+    if answering and chosen.labels == "replay":
+        progress = reporter("answers", every=5)
+        replay = answer_set(distilled, data, answering, chosen, students.replay_seed, progress=progress)
+    for name, wanted in architectures.items():
+        assert isinstance(wanted, Architecture)
         rows = evaluate_set(
-            distilled, data, chosen, students.protocol, students.seeds, progress=reporter(name, every=5)
+            distilled,
+            data,
+            wanted,
+            chosen,
+            students.seeds if seeds is None else range(seeds),
+            progress=reporter(name, every=5),
+            teacher=answering,
+            replay=replay,
+            workers=threads,
+            memory_gb=students.memory_gb,
+            device=best_device(),
         )
         if json_:
             print(json.dumps([{"architecture": name, **row} for row in rows]))
-        else:
-            last = [row["accuracy_last"] for row in rows]
-            print(f"{chosen.label:12} {sum(last) / len(last):6.2f} %  ({', '.join(f'{a:.2f}' for a in last)})")
+            continue
+        last = t_interval([row["accuracy_last"] for row in rows])
+        best = sum(row["accuracy_best"] for row in rows) / len(rows)
+        diverged = sum(row["diverged"] for row in rows)
+        note = f"  {diverged} diverged" if diverged else ""
+        print(f"{wanted.label:14} {interval_text(last)} % ({best:.1f})  {len(rows)} seeds{note}")
+    if not json_:
+        departures, quirks = rows[0]["departures"] or "none", chosen.quirks() or "none"
+        print(f"protocol {chosen.name}; departures: {departures}; quirks of its released code: {quirks}")
+
+
+def _architecture(name: str, known: dict[str, Any]) -> Any:
+    """An architecture of the study by its short name, or any network by its own."""
+    from diver.config.networks import check_network
+    from diver.config.students import Architecture
+
+    if name in known:
+        return known[name]
+    try:
+        check_network(name)
+    except ValueError as error:
+        raise UserError(f"--architecture {name}: not in the study ({', '.join(known)}); {error}") from None
+    return Architecture(network=name, label=name)
+
+
+@app.command()
+def teach(
+    prepared: Annotated[Path, typer.Option(help="The prepared dataset, as `snakemake data` makes it.")],
+    out: Annotated[Path, typer.Option(help="Where to write the teacher.")],
+    network: Annotated[str, typer.Option(help="A network or preset.")] = "resnet18-dd",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Departure from protocol full-data, KEY=VALUE; repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of its weights and batches.")] = 0,
+) -> None:
+    """Train a teacher on the whole training set, for soft-label protocols and as an encoder. Resumes where it stopped.
+
+    Example: diver teach --prepared data/prepared/cifar10.safetensors --out teacher.safetensors --set epochs=5
+    """
+    import shutil
+
+    from diver.config.networks import check_network
+    from diver.config.protocols import Protocol
+    from diver.data.prepared import Prepared
+    from diver.networks.weights import write_trained
+    from diver.progress import reporter
+    from diver.students import train_teacher
+
+    try:
+        check_network(network)
+    except ValueError as error:
+        raise UserError(f"--network {network}: {error}") from None
+    chosen = _settings(["name=full-data", *(set_ or [])], Protocol)
+    points = out.with_name(f".{out.name}.checkpoints")
+    trained = train_teacher(
+        Prepared.read(prepared), network, {}, chosen, seed, reporter("teacher", every=5), checkpoints=points
+    )
+    write_trained(out, trained)
+    shutil.rmtree(points, ignore_errors=True)
+    print(f"{out}: {trained.accuracy:.2f} % of the test images")
+
+
+@app.command()
+def protocols(name: Annotated[str | None, typer.Argument(help="Show all settings of this one.")] = None) -> None:
+    """List the evaluation protocols, or show one as the YAML that a study may depart from.
+
+    Example: diver protocols hard-idc
+    """
+    from diver.config.protocols import PRESETS, protocol
+
+    if name is None:
+        for known in PRESETS:
+            found = protocol(known)
+            recipe = f"{found.optimizer}, {found.schedule}, {found.augmentation}, labels: {found.labels}"
+            print(f"{known:10} {recipe}; reports {found.reported}")
+        return
+    if name not in PRESETS:
+        raise UserError(f"{name}: {nearest(name, list(PRESETS))}")
+    print(yaml.safe_dump(protocol(name).model_dump(mode="json"), sort_keys=False), end="")
+
+
+@app.command()
+def export(
+    set_file: Annotated[Path, typer.Argument(help="A distilled set (safetensors).")],
+    out: Annotated[Path, typer.Option(help="Folder to write into.")],
+    form: Annotated[str, typer.Option(help="Whose file layout: ddranking or dcbench.")] = "ddranking",
+    method: Annotated[
+        str | None, typer.Option(help="dcbench: whose loader to write for; default: the method that made the set.")
+    ] = None,
+) -> None:
+    """Write a distilled set as an external judge reads it: DD-Ranking or DC-BENCH.
+
+    Example: diver export dm.safetensors --form ddranking --out results/ranking/dm
+    """
+    from diver.exports import EXPORTS, ExportError
+    from diver.sets import DistilledSet
+
+    if form not in EXPORTS:
+        raise UserError(f"--form {form}: {nearest(form, list(EXPORTS))}")
+    if method and form != "dcbench":
+        raise UserError(f"--method {method}: only for --form dcbench, which has a layout per method; leave it out")
+    try:
+        written = EXPORTS[form](DistilledSet.read(set_file), out, **({"method": method} if method else {}))
+    except ExportError as error:
+        raise UserError(f"{set_file}: {error}") from None
+    print(*written, sep="\n")
 
 
 @app.command()
@@ -177,12 +320,16 @@ def judge(
 def main() -> None:
     """Entry point: errors that the user can mend are one line and exit code 2."""
     from diver.data.prepared import ContentError
+    from diver.networks.weights import WeightsError
     from diver.prior.load import PriorError
     from diver.sets import SetError
-    from diver.students import StudentError
+    from diver.students import ReplayError, StudentError
+    from diver.workers import keep_freed_memory
 
+    keep_freed_memory()
+    known = (UserError, ConfigError, SetError, PriorError, ContentError, WeightsError, StudentError, ReplayError)
     try:
         app()
-    except (UserError, ConfigError, SetError, PriorError, ContentError, StudentError) as error:
+    except known as error:
         typer.echo(f"diver: {error}", err=True)
         raise SystemExit(2) from None

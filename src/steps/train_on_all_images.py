@@ -7,7 +7,7 @@ from pathlib import Path
 from diver.config.students import Architecture, FullData
 from diver.data.prepared import Prepared
 from diver.progress import step_log
-from diver.students import evaluate_full
+from diver.students import best_device, evaluate_full
 from diver.study import FULL, MATCHED
 
 wildcards, params = snakemake.wildcards, snakemake.params
@@ -26,6 +26,7 @@ with step_log(snakemake.log[0], snakemake.threads, f"students on all of {wildcar
             workers=snakemake.threads,
             memory_gb=params.memory_gb,
             checkpoints=Path(params.checkpoints) / name,
+            device=best_device(),
         )
         common = {
             "study": params.study,

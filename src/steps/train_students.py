@@ -10,7 +10,7 @@ from diver.data.prepared import Prepared
 from diver.networks.weights import load_teacher
 from diver.progress import step_log
 from diver.sets import DistilledSet
-from diver.students import Replay, evaluate_set
+from diver.students import Replay, best_device, evaluate_set
 from diver.study import MATCHED
 
 wildcards, params = snakemake.wildcards, snakemake.params
@@ -50,6 +50,7 @@ with step_log(snakemake.log[0], snakemake.threads, label) as progress:
             workers=snakemake.threads,
             memory_gb=params.memory_gb,
             checkpoints=Path(params.checkpoints) / name,
+            device=best_device(),
         )
         rows.extend({**common, **row} for row in trained)
     with Path(snakemake.output.results).open("w", newline="") as file:

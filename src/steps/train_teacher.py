@@ -6,7 +6,7 @@ from diver.config.students import Teacher
 from diver.data.prepared import Prepared
 from diver.networks.weights import write_trained
 from diver.progress import step_log
-from diver.students import train_teacher
+from diver.students import best_device, train_teacher
 
 params = snakemake.params
 with step_log(snakemake.log[0], snakemake.threads, f"teacher of {snakemake.wildcards.dataset}") as progress:
@@ -19,6 +19,7 @@ with step_log(snakemake.log[0], snakemake.threads, f"teacher of {snakemake.wildc
         chosen.seed,
         progress,
         checkpoints=params.checkpoints,
+        device=best_device(),
     )
     write_trained(snakemake.output.teacher, trained)
     shutil.rmtree(params.checkpoints, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 
@@ -47,8 +46,6 @@ class ConvNet(nn.Module):
     Source: Gidaris and Komodakis 2018, as used by Zhao et al. 2021 (dataset condensation).
     Raises ValueError if `size` cannot be halved `depth` times.
     """
-
-    memory_format = torch.channels_last
 
     def __init__(
         self, classes: int, channels: int, size: int, width: int = 128, depth: int = 3, norm: str = "instance"

@@ -3,7 +3,7 @@
 from diver.students.evaluate import answer_set, evaluate_full, evaluate_set, set_data, train_teacher
 from diver.students.protocol import StudentProtocol, StudentResult, student_protocol
 from diver.students.replay import Replay, ReplayError, record_answers
-from diver.students.train import StudentData, StudentError, train_students
+from diver.students.train import StudentData, StudentError, best_device, train_students
 
 __all__ = [
     "Replay",
@@ -13,6 +13,7 @@ __all__ = [
     "StudentProtocol",
     "StudentResult",
     "answer_set",
+    "best_device",
     "evaluate_full",
     "evaluate_set",
     "record_answers",

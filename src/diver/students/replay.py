@@ -70,7 +70,7 @@ class Replay:
 
     def check(self, set_digest: str, protocol: StudentProtocol) -> None:
         """Raise ReplayError unless these answers are for that set and protocol."""
-        remedy = "record the answers again (rule record_answers, or `diver answer`)"
+        remedy = "record the answers again (rule record_answers; `diver evaluate` records its own)"
         if set_digest != self.set_digest:
             raise ReplayError(f"stored answers are for set {self.set_digest[:12]}, not {set_digest[:12]}; {remedy}")
         wanted = {**{name: getattr(protocol, name) for name in FIXED}, "batch": min(protocol.batch, self.images)}

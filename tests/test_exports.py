@@ -1,0 +1,425 @@
+"""Sets for external judges: what they read is what the set holds; DD-Ranking is seeded and its numbers rescored."""
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from diver import cli
+from diver.data.prepared import Prepared
+from diver.exports import DCBENCH, DDRANKING, EXPORTS, ExportError, export_dcbench, export_ddranking
+from diver.sets import SYMMETRIC, UNIT, DistilledSet, Step, ValueRange, import_released
+from ranking import rank_set
+
+ROOT = Path(__file__).parents[1]
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR = ValueRange.standardised((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+IPC = 2
+
+
+def make(**changes: Any) -> DistilledSet:
+    made = DistilledSet(
+        images=torch.randn(20, 3, 32, 32, generator=torch.Generator().manual_seed(0)),
+        dataset="cifar10",
+        classes=CIFAR10,
+        ipc=IPC,
+        value_range=CIFAR,
+        labels=torch.arange(10).repeat_interleave(IPC),
+        steps=(Step("dm", {"iterations": 3}, 5),),
+    )
+    return replace(made, **changes)
+
+
+def read(path: Path) -> Any:
+    return torch.load(path, weights_only=True)
+
+
+def logits() -> Tensor:
+    return torch.randn(20, 10, generator=torch.Generator().manual_seed(1))
+
+
+def small_prepared(path: Path) -> Prepared:
+    generator = torch.Generator().manual_seed(3)
+    labels = {n: torch.randperm(10 * n, generator=generator) % 10 for n in (6, 4)}
+    images = {n: torch.randint(0, 256, (10 * n, 3, 32, 32), dtype=torch.uint8, generator=generator) for n in (6, 4)}
+    made = Prepared(images[6], labels[6], images[4], labels[4], "cifar10", CIFAR10, CIFAR.mean, CIFAR.std)
+    made.write(path)
+    return made
+
+
+# Exports
+
+
+def test_ddranking_gets_what_it_takes(tmp_path: Path) -> None:
+    made = make()
+    written = export_ddranking(made, tmp_path)
+    assert sorted(p.name for p in written) == ["images.pt", "labels.pt", "meta.json"]
+    images, labels = read(tmp_path / "images.pt"), read(tmp_path / "labels.pt")
+    assert images.dtype == torch.float32 and list(images.shape) == [20, 3, 32, 32] and images.is_contiguous()
+    assert labels.dtype == torch.int64 and torch.equal(labels, torch.arange(10).repeat_interleave(IPC))
+    assert torch.equal(images, made.images)  # the same range: no bit changes
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    assert meta["dataset"] == "CIFAR10" and meta["classes"] == list(CIFAR10) and meta["ipc"] == IPC
+    assert meta["steps"] == [{"method": "dm", "parameters": {"iterations": 3}, "seed": 5}]
+    assert meta["digest"] == made.digest() and meta["lr"] is None
+
+
+@pytest.mark.parametrize("value_range", [UNIT, SYMMETRIC, ValueRange.standardised((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))])
+def test_normalisation_is_the_judges_own_and_clips_nothing(tmp_path: Path, value_range: ValueRange) -> None:
+    made = make(value_range=value_range)
+    export_ddranking(made, tmp_path)
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    back = ValueRange.standardised(meta["mean"], meta["std"]).to_unit(read(tmp_path / "images.pt"))
+    unit = value_range.to_unit(made.images)
+    assert unit.min() < 0 and unit.max() > 1
+    torch.testing.assert_close(back, unit, atol=1e-5, rtol=1e-5)
+
+
+def test_soft_labels_and_learned_rate_are_handed_over_and_not_left_behind(tmp_path: Path) -> None:
+    soft = logits()
+    learned = (Step("mtt", {"syn_lr": 0.02}), Step("diver", {}, 1))
+    export_ddranking(make(labels=None, soft_labels=soft, steps=learned), tmp_path)
+    assert torch.equal(read(tmp_path / "soft.pt"), soft)
+    assert read(tmp_path / "lr.pt").item() == pytest.approx(0.02) and read(tmp_path / "lr.pt").ndim == 0
+    assert torch.equal(read(tmp_path / "labels.pt"), torch.arange(10).repeat_interleave(IPC))
+    export_ddranking(make(), tmp_path)
+    assert not (tmp_path / "soft.pt").exists() and not (tmp_path / "lr.pt").exists()
+
+
+def test_classes_come_in_the_judges_order(tmp_path: Path) -> None:
+    """A set made in the order of the wnids, as image folders give it, is handed over in DD-Ranking's."""
+    known = DDRANKING["imagewoof"].classes
+    here = tuple(sorted(known))
+    assert here != known
+    images = torch.arange(10.0).repeat_interleave(IPC).view(-1, 1, 1, 1).expand(20, 3, 16, 16).clone()
+    soft = torch.nn.functional.one_hot(torch.arange(10).repeat_interleave(IPC), 10).float()
+    made = make(dataset="imagewoof", classes=here, images=images, soft_labels=soft, value_range=UNIT)
+    export_ddranking(made, tmp_path)
+    back = DDRANKING["imagewoof"].value_range.to_unit(read(tmp_path / "images.pt"))[:, 0, 0, 0].round().int()
+    assert [here[i] for i in back.tolist()] == [name for name in known for _ in range(IPC)]
+    assert torch.equal(read(tmp_path / "soft.pt").argmax(1), read(tmp_path / "labels.pt"))
+
+
+@pytest.mark.parametrize(("known", "of"), [(DDRANKING, "DD-Ranking"), (DCBENCH, "DC-BENCH")])
+def test_known_datasets_are_consistent(known: dict[str, Any], of: str) -> None:
+    for dataset in known.values():
+        assert len(set(dataset.classes)) == (dataset.count if dataset.classes else 0), f"{of}: {dataset.name}"
+
+
+@pytest.mark.parametrize("export", EXPORTS.values())
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"images": torch.zeros(20, 1, 32, 32), "value_range": UNIT}, "diver evaluate"),
+        ({"dataset": "cifar10-slice"}, "did you mean 'cifar10'"),
+        ({"dataset": "fashion-mnist"}, "valid names"),
+        ({"classes": (*CIFAR10[:9], "lorry")}, "'lorry'"),
+        ({"images": torch.zeros(20, 3, 64, 64)}, "takes 32x32"),
+    ],
+)
+def test_what_a_judge_does_not_know_is_refused(tmp_path: Path, export: Any, changes: dict[str, Any], word: str) -> None:
+    with pytest.raises(ExportError, match=word) as refused:
+        export(make(**changes), tmp_path / "out")
+    assert len(str(refused.value).splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "images", "labels"),
+    [
+        ("tm", "TM/CIFAR10/IPC2/images_best.pt", "TM/CIFAR10/IPC2/labels_best.pt"),
+        (
+            "random",
+            "random/CIFAR10/IPC2/CIFAR10_IPC2_normalize_images.pt",
+            "random/CIFAR10/IPC2/CIFAR10_IPC2_normalize_labels.pt",
+        ),
+        ("kmeans", "Kmeans/CIFAR10/IPC2/CIFAR10_IPC2_images.pt", "Kmeans/CIFAR10/IPC2/CIFAR10_IPC2_labels.pt"),
+    ],
+)
+def test_dcbench_pairs_of_files(tmp_path: Path, method: str, images: str, labels: str) -> None:
+    made = make()
+    assert {tmp_path / images, tmp_path / labels} < set(export_dcbench(made, tmp_path, method))
+    assert torch.equal(read(tmp_path / images), made.images)
+    assert torch.equal(read(tmp_path / labels), torch.arange(10).repeat_interleave(IPC))
+
+
+@pytest.mark.parametrize("method", ["dc", "dsa", "dm"])
+def test_dcbench_released_form_is_read_back(tmp_path: Path, method: str) -> None:
+    made, name = make(), method.upper()
+    export_dcbench(made, tmp_path, method)
+    path = tmp_path / f"{name}/CIFAR10/IPC{IPC}/res_{name}_CIFAR10_ConvNet_{IPC}ipc.pt"
+    back, about = import_released(path, "cifar10", CIFAR10, CIFAR)
+    assert torch.equal(back.images, made.images) and about["entries"] == 1
+    assert torch.equal(back.hard_labels(), made.hard_labels())
+
+
+def test_dcbench_tiny_imagenet(tmp_path: Path) -> None:
+    """Another network in the name, and TM at IPC 50 in five parts, as the loader asks."""
+    classes = tuple(f"n{i:08d}" for i in range(200))
+    tiny = {"dataset": "tinyimagenet", "classes": classes, "value_range": DCBENCH["tinyimagenet"].value_range}
+    images = torch.zeros(1, 3, 64, 64).expand(200, 3, 64, 64)
+    export_dcbench(make(**tiny, ipc=1, images=images, labels=torch.arange(200)), tmp_path, "dm")
+    assert (tmp_path / "DM/tinyimagenet/IPC1/res_DM_tinyimagenet_ConvNetD4_1ipc.pt").is_file()
+    labels = torch.arange(200).repeat_interleave(50)
+    from diver.exports import _dcbench_files
+
+    parts = _dcbench_files("tm", "tinyimagenet", 50, torch.arange(10000.0), labels)
+    assert list(parts)[:2] == ["images_best_0.pt", "labels_best_0.pt"] and len(parts) == 10
+    assert torch.equal(torch.cat([parts[f"labels_best_{i}.pt"] for i in range(5)]), labels)
+
+
+def test_dcbench_method_is_the_sets_own_or_asked_for(tmp_path: Path) -> None:
+    assert export_dcbench(make(), tmp_path)[0].name.startswith("res_DM_")
+    with pytest.raises(ExportError, match="no loader for 'dm \\+ diver'.*--method"):
+        export_dcbench(make(steps=(Step("dm"), Step("diver"))), tmp_path)
+    with pytest.raises(ExportError, match="did you mean 'kmeans'"):
+        export_dcbench(make(), tmp_path, "kmean")
+
+
+def test_dcbench_soft_labels_are_probabilities_where_they_are_read(tmp_path: Path) -> None:
+    soft = logits()
+    only_soft = make(labels=None, soft_labels=soft)
+    path = export_dcbench(only_soft, tmp_path, "dc")[0]
+    assert torch.equal(read(path)["data"][-1][1], soft.softmax(1))
+    with pytest.raises(ExportError, match="soft labels"):
+        export_dcbench(only_soft, tmp_path, "tm")
+
+
+def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["diver", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return int(end.value.code or 0)
+
+
+def test_command_writes_and_names_the_files(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    make().write(tmp_path / "set.safetensors")
+    assert run_cli(monkeypatch, "export", str(tmp_path / "set.safetensors"), "--out", str(tmp_path / "out")) == 0
+    assert str(tmp_path / "out/images.pt") in capsys.readouterr().out.splitlines()
+    assert rank_set.read_export(tmp_path / "out")[3]["ipc"] == IPC
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "word"),
+    [
+        ({}, ["--form", "ddrankin"], "did you mean 'ddranking'"),
+        ({}, ["--form", "ddranking", "--method", "dc"], "only for --form dcbench"),
+        ({}, ["--form", "dcbench", "--method", "mtt"], "--method"),
+        ({"dataset": "tiny"}, [], "set.safetensors: dataset 'tiny'"),
+    ],
+)
+def test_command_refuses_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    changes: dict[str, Any],
+    arguments: list[str],
+    word: str,
+) -> None:
+    make(**changes).write(tmp_path / "set.safetensors")
+    given = ["export", str(tmp_path / "set.safetensors"), "--out", str(tmp_path / "out"), *arguments]
+    assert run_cli(monkeypatch, *given) == 2
+    error = capsys.readouterr().err
+    assert word in error and len(error.strip().splitlines()) == 1
+
+
+# The judge's script, without the judge
+
+
+def test_score_is_of_fractions() -> None:
+    assert rank_set.label_robust_score(0.30, 0.15) == pytest.approx(0.238, abs=5e-4)
+    assert rank_set.label_robust_score(-1, 1) == pytest.approx(1)
+    assert rank_set.label_robust_score(1, -1) == pytest.approx(0)
+    assert rank_set.label_robust_score(0.30, 0.15, weight=1) > rank_set.label_robust_score(0.30, 0.15, weight=0)
+
+
+def test_scores_recover_the_accuracies() -> None:
+    """Full 80 %, set 50 and 54 %, random 35 and 40 %."""
+    found = rank_set.scores([30.0, 26.0], [15.0, 14.0], 80.0)
+    assert found["accuracy_set_pct"]["values"] == [50.0, 54.0]
+    assert found["accuracy_random_pct"]["values"] == [35.0, 40.0]
+    assert found["HLR"]["mean"] == pytest.approx(0.28) and found["IOR"]["mean"] == pytest.approx(0.145)
+    assert found["LRS"]["values"][0] == pytest.approx(0.2382, abs=5e-5)
+    assert found["HLR"]["std"] == pytest.approx(0.04 / math.sqrt(2))
+    assert rank_set.scores([30.0], [15.0], 80.0)["HLR"]["std"] is None
+
+
+def test_difference_is_in_pooled_deviations() -> None:
+    assert rank_set.pooled_difference([10, 12, 14], [10, 12, 14]) == 0
+    # Variances 4 and 1, equal numbers: pooled deviation sqrt(2.5).
+    assert rank_set.pooled_difference([10, 12, 14], [8, 9, 10]) == pytest.approx(3 / math.sqrt(2.5))
+    assert rank_set.pooled_difference([10], [9]) is None and rank_set.pooled_difference([], [9, 10]) is None
+    assert rank_set.pooled_difference([10, 10], [9, 9]) is None
+
+
+def test_control_is_near_zero_or_not() -> None:
+    zero = rank_set.near_zero([-0.01, 0.0, 0.012])
+    assert zero is not None and zero["holds_zero"]
+    # t quantile for two degrees of freedom.
+    assert zero["half_width_95"] == pytest.approx(4.3027 * 0.011015 / math.sqrt(3), rel=1e-3)
+    far = rank_set.near_zero([0.1, 0.1001, 0.0999])
+    assert far is not None and not far["holds_zero"]
+    assert rank_set.near_zero([0.1]) is None
+
+
+def write_table(path: Path, digest: str | None) -> None:
+    rows = [
+        {
+            "architecture": name,
+            "seed": seed,
+            "accuracy_last": base + seed,
+            "accuracy_best": base + seed + 1,
+            "stage1": "dm",
+            "stage2": "none",
+            "ipc": ipc,
+            "scale": scale,
+            **({"set_digest": digest if ipc == 1 else "other"} if digest else {}),
+        }
+        for name, base in (("convnet", 20), ("vit", 30))
+        for ipc in (1, 10)
+        for scale in ("matched", "as-published")
+        for seed in (1, 0)
+    ]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.mark.parametrize(("digest", "where"), [("abc", {}), (None, {"ipc": "1", "stage1": "dm"})])
+def test_our_students_stand_beside(tmp_path: Path, digest: str | None, where: dict[str, str]) -> None:
+    write_table(tmp_path / "results.csv", digest)
+    found = rank_set.our_accuracies(tmp_path / "results.csv", "abc", where, [20.0, 21.0])
+    assert [entry["architecture"] for entry in found] == ["convnet", "vit"]
+    assert found[0]["accuracy_last_pct"]["values"] == [20.0, 21.0]
+    assert found[0]["accuracy_best_pct"]["values"] == [21.0, 22.0]
+    assert found[0]["best_minus_judge_in_pooled_std"] == pytest.approx(math.sqrt(2))
+
+
+def test_our_students_that_are_not_there(tmp_path: Path) -> None:
+    write_table(tmp_path / "results.csv", "abc")
+    with pytest.raises(rank_set.RankError, match="no students with .*set_digest=xyz.*--where"):
+        rank_set.our_accuracies(tmp_path / "results.csv", "xyz", {}, [])
+    with pytest.raises(rank_set.RankError, match="no column 'stge1'"):
+        rank_set.our_accuracies(tmp_path / "results.csv", "abc", {"stge1": "dm"}, [])
+
+
+def test_export_that_was_changed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(rank_set.RankError, match="diver export"):
+        rank_set.read_export(tmp_path)
+    export_ddranking(make(), tmp_path)
+    images, labels, rate, meta = rank_set.read_export(tmp_path)
+    assert torch.equal(images, make().images) and rate is None and meta["digest"] == make().digest()
+    torch.save(labels.flip(0), tmp_path / "labels.pt")
+    with pytest.raises(rank_set.RankError, match="export the set again"):
+        rank_set.read_export(tmp_path)
+
+
+def test_torchvision_reads_the_batches_that_were_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import CIFAR10 as Dataset
+
+    for name in ("train_list", "test_list", "meta"):
+        monkeypatch.setattr(Dataset, name, getattr(Dataset, name))
+    prepared = small_prepared(tmp_path / "small.safetensors")
+    sums, digest = rank_set.write_batches(tmp_path / "small.safetensors", tmp_path / "real", 20)
+    assert digest == prepared.digest()
+    with pytest.raises(rank_set.RankError, match="is not the official file"):
+        rank_set.check_official(tmp_path / "real" / rank_set.BATCHES)
+    with pytest.raises(rank_set.RankError, match="data_batch_1 is missing"):
+        rank_set.check_official(tmp_path)
+    rank_set.trust_batches(sums)
+    train, test = (Dataset(tmp_path / "real", train=train, download=False) for train in (True, False))
+    assert torch.equal(torch.from_numpy(train.data).permute(0, 3, 1, 2), prepared.train_images)
+    assert train.targets == prepared.train_labels.tolist() and train.classes == list(CIFAR10)
+    assert len(test) == 20 and sorted(test.targets) == sorted(list(range(10)) * 2)
+    for image, label in zip(torch.from_numpy(test.data).permute(0, 3, 1, 2), test.targets, strict=True):
+        same = (prepared.test_images == image).flatten(1).all(1).nonzero().flatten()
+        assert prepared.test_labels[same].tolist() == [label]
+
+
+def test_other_prepared_data_are_refused(tmp_path: Path) -> None:
+    made = small_prepared(tmp_path / "small.safetensors")
+    replace(made, classes=CIFAR10[::-1]).write(tmp_path / "other.safetensors")
+    for name, word in (("none.safetensors", "snakemake"), ("other.safetensors", "--real")):
+        with pytest.raises(rank_set.RankError, match=word):
+            rank_set.write_batches(tmp_path / name, tmp_path / "real", None)
+
+
+def test_reference_is_measured_once_per_setting(tmp_path: Path) -> None:
+    values = iter([80.0, 81.0])
+    path = tmp_path / "sub" / "reference.json"
+    for epochs, expected in ((1, 80.0), (1, 80.0), (2, 81.0), (1, 80.0)):
+        assert rank_set.cached(path, {"epochs": epochs}, lambda: next(values)) == expected
+
+
+def test_control_is_class_major_real_images() -> None:
+    class Evaluator:
+        dst_train = [(torch.full((3, 2, 2), float(i)), i % 3) for i in range(30)]
+        class_to_indices = [[i for i in range(30) if i % 3 == c] for c in range(3)]
+
+    drawn = rank_set.draw_control(Evaluator(), 4, seed=1)
+    numbers = drawn[:, 0, 0, 0].int()
+    assert drawn.shape == (12, 3, 2, 2) and len(set(numbers.tolist())) == 12
+    assert torch.equal(numbers % 3, torch.arange(3).repeat_interleave(4).int())
+    assert torch.equal(drawn, rank_set.draw_control(Evaluator(), 4, seed=1))
+    assert not torch.equal(drawn, rank_set.draw_control(Evaluator(), 4, seed=2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--epochs", "9"], "--epochs 9"),
+        (["--test-images", "15"], "multiple of 10"),
+        (["--evaluations", "0"], "at least 1"),
+        (["--where", "ipc"], "KEY=VALUE"),
+        (["--real", "y"], "not allowed with"),
+    ],
+)
+def test_script_refuses(capsys: pytest.CaptureFixture[str], arguments: list[str], word: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        rank_set.main(["x", "--prepared", "y", *arguments])
+    assert end.value.code == 2 and word in capsys.readouterr().err
+
+
+# The judge itself
+
+JUDGE = ROOT / ".venv-ddranking" / "bin" / "python"
+
+
+@pytest.mark.skipif(not JUDGE.exists(), reason="no .venv-ddranking, which `make rank` creates: DD-Ranking is not run")
+def test_ddranking_judges_and_repeats_itself(tmp_path: Path) -> None:
+    small_prepared(tmp_path / "small.safetensors")
+    made = make()
+    export_ddranking(made, tmp_path / "out")
+    write_table(tmp_path / "results.csv", made.digest())
+    command = [str(JUDGE), str(ROOT / "src/ranking/rank_set.py"), "out", "--prepared", "small.safetensors"]
+    command += ["--model", "MLP", "--epochs", "10", "--evaluations", "2", "--threads", "1", "--control"]
+    command += ["--reference-epochs", "1", "--reference-cache", "reference.json", "--ours", "results.csv"]
+    results = []
+    for name in ("first.json", "second.json"):
+        done = subprocess.run([*command, "--out", name], cwd=tmp_path, capture_output=True, text=True, env=os.environ)
+        assert done.returncode == 0, done.stderr
+        results.append((tmp_path / name).read_bytes())
+        (tmp_path / "reference.json").unlink()
+    assert results[0] == results[1]
+    found = json.loads(results[0])
+    full = found["full_data"]["accuracy_pct"]
+    for judged in (found["set"], found["control"]):
+        for i in range(2):
+            of_set, of_random = (judged[f"accuracy_{which}_pct"]["values"][i] for which in ("set", "random"))
+            hlr, ior = judged["HLR"]["values"][i], judged["IOR"]["values"][i]
+            assert (full - of_set) / 100 == pytest.approx(hlr) and (of_set - of_random) / 100 == pytest.approx(ior)
+            assert judged["LRS"]["values"][i] == pytest.approx(rank_set.label_robust_score(hlr, ior))
+    assert found["judged"]["digest"] == made.digest() and len(found["patches"]) == 3
+    assert [entry["architecture"] for entry in found["ours"]] == ["convnet", "vit"]
+    assert str(tmp_path) not in results[0].decode()
