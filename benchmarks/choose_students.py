@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from diver.students import StudentProtocol, train_students
+from diver.students import StudentData, StudentProtocol, train_students
 from diver.tensorfile import KEY
 
 HELD_OUT = 5000
@@ -34,13 +34,12 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def read_training(path: str) -> tuple[Tensor, Tensor]:
-    """Standardised training images float32 [N, C, H, W] and labels int64 [N]; nothing else is read."""
+def read_training(path: str) -> tuple[Tensor, Tensor, tuple[float, ...], tuple[float, ...]]:
+    """Training images uint8 [N, C, H, W], labels int64 [N], mean and deviation; nothing else is read."""
     with safe_open(path, framework="pt") as opened:
         header = json.loads(opened.metadata()[KEY])
         images, labels = opened.get_tensor("train_images"), opened.get_tensor("train_labels")
-    mean, std = (torch.tensor(header[key]).view(-1, 1, 1) for key in ("mean", "std"))
-    return (images.float() / 255 - mean) / std, labels
+    return images, labels, tuple(header["mean"]), tuple(header["std"])
 
 
 def random_set(images: Tensor, labels: Tensor, ipc: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -64,18 +63,20 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    images, labels = read_training(arguments.prepared)
+    images, labels, mean, std = read_training(arguments.prepared)
+    classes = int(labels.max()) + 1
     pool, test = (images[:-HELD_OUT], labels[:-HELD_OUT]), (images[-HELD_OUT:], labels[-HELD_OUT:])
     found: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     print("architecture,ipc,epochs,batch,learning_rate,accuracy,diverged,seconds_per_student", flush=True)
     for name, schedule, rate in itertools.product(arguments.architectures, arguments.schedules, arguments.rates):
         ipc, epochs, batch = map(int, schedule.split(":"))
         network, options = ARCHITECTURES[name]
-        protocol = StudentProtocol(epochs=epochs, learning_rate=rate, batch=batch)
+        protocol = StudentProtocol(epochs, rate, batch)
         started = time.process_time()
-        results = [
-            train_students(network, options, *random_set(*pool, ipc, seed), *test, protocol, [seed])[0] for seed in SETS
-        ]
+        results = []
+        for seed in SETS:
+            data = StudentData(*random_set(*pool, ipc, seed), *test, classes, mean, std)
+            results += train_students(network, options, data, protocol, [seed], lambda *_: None)
         seconds = (time.process_time() - started) / len(SETS)
         accuracy = sum(r.accuracy_last for r in results) / len(SETS)
         diverged = sum(r.diverged for r in results)

@@ -48,6 +48,12 @@ rule draw_results:
             category="Figures",
         ),
         ladder_svg=f"{RESULTS}/figures/ladder.svg",
+        references=report(
+            f"{RESULTS}/figures/references.png",
+            caption="../src/diver/report/captions/references.rst",
+            category="Figures",
+        ),
+        references_svg=f"{RESULTS}/figures/references.svg",
     log:
         f"{LOGS}/draw_results.log",
     benchmark:
@@ -60,7 +66,7 @@ rule draw_results:
         ladder_of=STUDY.report.ladder_of,
         code=code("draw_results"),
     message:
-        "report: accuracy and ladder figures"
+        "report: accuracy, ladder and reference figures"
     script:
         "../src/steps/draw_results.py"
 

@@ -36,11 +36,18 @@ def draw_gain(path: Path) -> tuple[Path, Path]:
     return figures.gain_vs_prior(pd.DataFrame({**row, "name": ["early", "late"]}), "class agreement (%)", path)
 
 
+def with_ceiling(table: pd.DataFrame) -> pd.DataFrame:
+    """The table and students of the whole training set, all 60 %."""
+    full = table[(table.stage2 == "none") & (table.ipc == 10) & (table.stage1 == "dm")]
+    return pd.concat([table, full.assign(stage1="full", ipc=5000, accuracy_last=60.0)], ignore_index=True)
+
+
 DRAWINGS: dict[str, Draw] = {
     "gallery": draw_gallery,
     "phases": draw_phases,
     "gain": draw_gain,
     "cross": lambda path: figures.cross_architecture(make_table(ipcs=(10,)), LABELS, path, chance=10),
+    "references": lambda path: figures.references(with_ceiling(make_table()), LABELS, path),
     "ladder": lambda path: figures.ladder(make_table(ipcs=(10,)), LABELS, path, "dm", LADDER),
 }
 
@@ -98,6 +105,21 @@ def test_ladder_points_are_the_means_in_the_ladders_order(tmp_path: Path, monkey
     mine = table[(table.stage1 == "dm") & (table.ipc == 10) & (table.scale == "matched") & (table.role == "unseen")]
     expected = [mine[mine.stage2 == name].accuracy_last.mean() for name in LADDER]
     assert kept[0].axes[1].containers[0].lines[0].get_ydata() == pytest.approx(expected)
+
+
+def test_references_show_sets_by_themselves_and_the_ceiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Figure] = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: kept.append(figure) or (path, path))
+    table = with_ceiling(make_table())
+    figures.references(table, LABELS, tmp_path / "r")
+    (axes,) = kept[0].axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["IPC 1", "IPC 10"]
+    assert texts_of(kept[0]) == ["full: 60.0"]
+    figures.cross_architecture(table, LABELS, tmp_path / "c")
+    assert not any("5000" in one.get_title() or "full" in one.get_title() for one in kept[1].axes)
+    random = table[(table.stage1 == "random") & (table.stage2 == "none") & (table.role == "unseen") & (table.ipc == 1)]
+    # Points are drawn in the order of the labels: Random first.
+    assert axes.lines[0].get_ydata()[0] == pytest.approx(random.accuracy_last.mean())
 
 
 def test_a_treatment_keeps_its_colour_when_others_are_left_out() -> None:

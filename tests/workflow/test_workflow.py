@@ -53,7 +53,7 @@ def test_tables_and_figures_are_made(finished: Path) -> None:
     for stem in ("cross_architecture", "ablation"):
         for form in ("csv", "tex", "html", "md"):
             assert (results / f"tables/{stem}.{form}").stat().st_size > 0
-    for stem in ("gallery", "cross_architecture", "ladder", "phases"):
+    for stem in ("gallery", "cross_architecture", "ladder", "references", "phases"):
         for form in ("png", "svg"):
             assert (results / f"figures/{stem}.{form}").stat().st_size > 0
 

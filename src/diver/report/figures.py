@@ -20,9 +20,20 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
+from diver.config.study import NONE
 from diver.report.labels import Labels, ordered
-from diver.report.statistics import LAST, PROXY, UNSEEN, by_student, cells, seed_means, students_of, t_interval
-from diver.study import MATCHED
+from diver.report.statistics import (
+    LAST,
+    PROXY,
+    UNSEEN,
+    by_student,
+    cells,
+    seed_means,
+    students_of,
+    t_interval,
+    unseen_by_seed,
+)
+from diver.study import FULL, MATCHED
 
 DPI = 150
 MARKERS = "osD^vPX*<>"
@@ -217,8 +228,11 @@ def cross_architecture(
     """Accuracy of every architecture and of the unseen mean, with intervals over seeds; matched scale.
 
     A panel for each stage-1 set (rows; of each dataset when there are several) and IPC (columns), a colour for each
-    stage-2 treatment. `treatments`: those to show, in order; all by default. `chance`: accuracy of guessing, a line.
+    stage-2 treatment. Stage-1 sets without any are left to `references`, unless all are. `treatments`: those to show,
+    in order; all by default. `chance`: accuracy of guessing, a line.
     """
+    treated = table.loc[table["stage2"] != NONE, "stage1"].unique()
+    table = table[table["stage1"].isin(treated)] if len(treated) else table[table["stage1"] != FULL]
     shown = table[(table["scale"] == MATCHED) & table["stage2"].isin(treatments or list(table["stage2"]))]
     names = list(treatments or ordered(labels.stage2, shown["stage2"]))
     chosen = labels.order_cells(cells(shown))
@@ -384,6 +398,45 @@ def _joined(
     y = [one.mean for one in intervals]
     half = np.nan_to_num([one.half_width for one in intervals])
     axes.errorbar(x, y, yerr=half, markersize=6, linewidth=1.4, elinewidth=1.4, capsize=3, **look)
+
+
+def references(table: pd.DataFrame, labels: Labels, path: str | Path) -> tuple[Path, Path]:
+    """Floor and ceiling: unseen mean of every stage-1 set by itself, and of the whole training set as a dashed line.
+
+    A panel per dataset, a place for each IPC, a colour for each stage-1 set; intervals over seeds, matched scale.
+    """
+    alone = table[(table["scale"] == MATCHED) & (table["stage2"] == NONE)]
+    points = unseen_by_seed(alone)
+    datasets = ordered(labels.dataset, points["dataset"])
+    names = [name for name in ordered(labels.stage1, points["stage1"]) if name != FULL]
+    colours = _colours(Labels(stage2=labels.stage1), names)
+    with _style():
+        figure = Figure(figsize=(5.4 * len(datasets) + 0.4, 4.0), layout="constrained")
+        grid = figure.subplots(1, len(datasets), squeeze=False)[0]
+        for axes, dataset in zip(grid, datasets, strict=True):
+            mine = points[points["dataset"] == dataset]
+            sets = mine[mine["stage1"] != FULL]
+            places = [f"IPC {ipc}" for ipc in sorted(sets["ipc"].unique())]
+            sets = sets.assign(place=[f"IPC {ipc}" for ipc in sets["ipc"]], stage2=sets["stage1"])
+            _point_panel(axes, sets, places, [name for name in names if name in set(sets["stage1"])], colours)
+            ceiling = mine.loc[mine["stage1"] == FULL, LAST]
+            if len(ceiling):
+                level = t_interval(ceiling)
+                axes.axhline(level.mean, color="#000000", linewidth=1.2, linestyle="--", zorder=1)
+                text = f"{labels.stage1.get(FULL, FULL)}: {level.mean:.1f}"
+                axes.annotate(
+                    text,
+                    (0.02, level.mean),
+                    (0, -4),
+                    xycoords=("axes fraction", "data"),
+                    textcoords="offset points",
+                    va="top",
+                    fontsize=9,
+                )
+            axes.set_title(labels.dataset.get(dataset, dataset))
+            axes.set_ylabel("unseen mean, test accuracy (%)" if dataset == datasets[0] else "")
+        _legend(figure, names, Labels(stage2=labels.stage1), colours)
+        return save(figure, path)
 
 
 def gain_vs_prior(
