@@ -27,7 +27,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from diver.config.protocols import protocol
@@ -239,7 +239,9 @@ def main() -> None:
     rates = {p: matrix_rate(p, arguments.cores, device) for p in sorted({SIDES[s][1] for s in arguments.sides})}
     for precision, rate in rates.items():
         print(f"matrix rate, {precision}, {device}, {arguments.cores} cores: {rate / 1e9:.0f} GFLOP/s", flush=True)
-    print("network,side,epochs,seeds,seconds,seconds_for_1000_epochs,times_faster,floor_seconds,share_of_floor,accuracy")
+    print(
+        "network,side,epochs,seeds,seconds,seconds_for_1000_epochs,times_faster,floor_seconds,share_of_floor,accuracy"
+    )
     for name in arguments.networks:
         epochs = arguments.epochs or NETWORKS[name][2]
         data = random_data(arguments.ipc, max(1, TESTS * epochs // EPOCHS), torch.device("cpu"))

@@ -14,10 +14,12 @@ PARTS = ("Snakefile", "rules", "src", "config", "profiles", "envs", "tests/data"
 SNAKEMAKE = Path(sys.executable).parent / "snakemake"
 
 
-def run(folder: Path, *arguments: str, cores: str = "2") -> subprocess.CompletedProcess[str]:
+def run(
+    folder: Path, *arguments: str, cores: str = "2", study: str = "config/test.yaml"
+) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PATH": f"{SNAKEMAKE.parent}:{os.environ['PATH']}"}
     return subprocess.run(
-        [str(SNAKEMAKE), "--configfile", "config/test.yaml", "--cores", cores, *arguments],
+        [str(SNAKEMAKE), *arguments, "--configfile", study, "--cores", cores],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -120,3 +122,21 @@ def test_typo_in_the_configuration_is_refused_before_the_dag(finished: Path) -> 
     message = result.stdout + result.stderr
     assert "report.galery: unknown key; did you mean 'gallery'?" in message
     assert "Building DAG" not in message
+
+
+def test_soft_labels_by_stored_answers_and_by_a_teacher(finished: Path) -> None:
+    study = finished / "config/test-soft.yaml"
+    result = run(finished, "students", study=str(study))
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
+    stored = pd.read_csv(finished / "results/test-soft/tables/results.csv")
+    assert list(stored["protocol"].unique()) == ["soft-fkd"]
+    assert (finished / "results/test-soft/answers/cifar10-slice/ipc2/random/none/matched.safetensors").exists()
+    assert not list((finished / "results/test-soft/checkpoints").rglob("*.safetensors"))
+    study.write_text(study.read_text().replace("soft-fkd", "soft-rded").replace("batch: 10", "batch: 5"))
+    planned = jobs(run(finished, "students", "--dry-run", study=str(study)))
+    # The teacher stays as it is; what is stored is not asked for.
+    assert not planned.keys() & {"train_teacher", "record_answers", "distill_set"}
+    assert run(finished, "students", study=str(study)).returncode == 0
+    online = pd.read_csv(finished / "results/test-soft/tables/results.csv")
+    assert list(online["quirks"].unique()) == ["double_forward"]
+    assert not (online["train_loss_last"] == stored["train_loss_last"]).any()
