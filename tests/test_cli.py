@@ -104,9 +104,8 @@ def prepared_file(tmp_path: Path) -> Path:
         torch.randint(0, 256, (30, 3, 16, 16), dtype=torch.uint8, generator=generator),
         torch.arange(30) % 3,
     )
-    Prepared(images, labels, images, labels, "tiny", ("a", "b", "c"), (0.5,) * 3, (0.25,) * 3).write(
-        tmp_path / "prepared.safetensors"
-    )
+    about = ("tiny", ("a", "b", "c"), (0.5,) * 3, (0.25,) * 3)
+    Prepared(images, labels, images.clone(), labels.clone(), *about).write(tmp_path / "prepared.safetensors")
     return tmp_path / "prepared.safetensors"
 
 

@@ -20,6 +20,8 @@ from diver.students.protocol import SCHEDULES, StudentProtocol, student_protocol
 def test_presets_are_complete_and_depart_from_nothing(name: str) -> None:
     chosen = protocol(name)
     assert chosen.departures() == ""
+    # As rules and `diver protocols` pass it on.
+    assert Protocol.model_validate(chosen.model_dump(mode="json")) == chosen
     for classes in (10, 100, 200, 1000):
         used = student_protocol(chosen, "convnet", 10, classes)
         assert used.epochs > 0

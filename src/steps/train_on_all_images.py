@@ -1,13 +1,12 @@
 """Train the students of a group of architectures on the whole training set, all seeds; a row each."""
 
-import csv
 import shutil
 from pathlib import Path
 
 from diver.config.students import Architecture, FullData
 from diver.data.prepared import Prepared
 from diver.progress import step_log
-from diver.students import best_device, evaluate_full
+from diver.students import best_device, evaluate_full, write_rows
 from diver.study import FULL, MATCHED
 
 wildcards, params = snakemake.wildcards, snakemake.params
@@ -40,8 +39,5 @@ with step_log(snakemake.log[0], snakemake.threads, f"students on all of {wildcar
             "prior": "",
         }
         rows.extend({**common, **row} for row in trained)
-    with Path(snakemake.output.results).open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(snakemake.output.results, rows)
     shutil.rmtree(params.checkpoints, ignore_errors=True)

@@ -1,6 +1,5 @@
 """Train the students of a group of architectures on one set, all seeds; a row each."""
 
-import csv
 import shutil
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from diver.data.prepared import Prepared
 from diver.networks.weights import load_teacher
 from diver.progress import step_log
 from diver.sets import DistilledSet
-from diver.students import Replay, best_device, evaluate_set
+from diver.students import Replay, best_device, evaluate_set, write_rows
 from diver.study import MATCHED
 
 wildcards, params = snakemake.wildcards, snakemake.params
@@ -53,8 +52,5 @@ with step_log(snakemake.log[0], snakemake.threads, label) as progress:
             device=best_device(),
         )
         rows.extend({**common, **row} for row in trained)
-    with Path(snakemake.output.results).open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(snakemake.output.results, rows)
     shutil.rmtree(params.checkpoints, ignore_errors=True)

@@ -130,6 +130,7 @@ def test_soft_labels_by_stored_answers_and_by_a_teacher(finished: Path) -> None:
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
     stored = pd.read_csv(finished / "results/test-soft/tables/results.csv")
     assert list(stored["protocol"].unique()) == ["soft-fkd"]
+    assert list(stored["departures"].unique()) == ["epochs=3; batch=10"]
     assert (finished / "results/test-soft/answers/cifar10-slice/ipc2/random/none/matched.safetensors").exists()
     assert not list((finished / "results/test-soft/checkpoints").rglob("*.safetensors"))
     study.write_text(study.read_text().replace("soft-fkd", "soft-rded").replace("batch: 10", "batch: 5"))
@@ -139,4 +140,5 @@ def test_soft_labels_by_stored_answers_and_by_a_teacher(finished: Path) -> None:
     assert run(finished, "students", study=str(study)).returncode == 0
     online = pd.read_csv(finished / "results/test-soft/tables/results.csv")
     assert list(online["quirks"].unique()) == ["double_forward"]
+    assert list(online["departures"].unique()) == ["epochs=3; batch=5"]
     assert not (online["train_loss_last"] == stored["train_loss_last"]).any()

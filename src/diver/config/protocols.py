@@ -88,6 +88,19 @@ class Protocol(Model):
             raise ValueError("every number must be at least 1")
         return value
 
+    @field_validator("by_classes")
+    @classmethod
+    def _numbers(cls, value: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        """Keys that JSON has turned into text are numbers again."""
+
+        def numbers(given: Any) -> Any:
+            return {int(ipc): number for ipc, number in given.items()} if isinstance(given, dict) else given
+
+        return {
+            classes: {key: numbers(v) if key in ("epochs", "batch") else v for key, v in changes.items()}
+            for classes, changes in value.items()
+        }
+
     @model_validator(mode="after")
     def _departures(self) -> "Protocol":
         for number, changes in self.by_classes.items():

@@ -1,5 +1,6 @@
 """Evaluation of one distilled set, or of the whole training set, with one architecture: rows of the study's table."""
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def check_labels(distilled: DistilledSet, protocol: Protocol) -> None:
     if protocol.labels == "hard" and distilled.soft_labels is not None:
         raise StudentError(
             f"the set has soft labels, {protocol.name} takes hard ones; set protocol.labels to soft (a departure, "
-            "named in the output), or write the set with its hard labels alone (diver.sets: without_soft_labels)"
+            "named in the output)"
         )
 
 
@@ -125,6 +126,14 @@ def _rows(
         }
         for r in results
     ]
+
+
+def write_rows(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Rows of `evaluate_set` as CSV; all have the same keys."""
+    with Path(path).open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def evaluate_set(

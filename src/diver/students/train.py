@@ -22,6 +22,7 @@ from diver.networks import create, memory_format
 from diver.networks.views import Mix, augmentation, draw_mix
 from diver.networks.weights import Trained
 from diver.progress import Progress, reporter
+from diver.provenance import code_digest
 from diver.students.optimizers import OPTIMIZERS, decay_factors, flatten_parameters
 from diver.students.protocol import StudentProtocol, StudentResult
 from diver.students.replay import Replay
@@ -405,7 +406,8 @@ def train_students(
     at_once = students_at_once(network, options, data, protocol, wanted, memory_gb * 2**30)
     identity = ""
     if checkpoints is not None:
-        about = canonical_json([network, options, asdict(protocol), data.digest(), torch.__version__])
+        code = code_digest(__file__)
+        about = canonical_json([network, options, asdict(protocol), data.digest(), code, torch.__version__])
         identity = hashlib.sha256(about.encode()).hexdigest()
 
     def train(number: int, report: Callable[[int], None]) -> StudentResult:
