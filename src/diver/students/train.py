@@ -177,7 +177,6 @@ class Student:
         # Apart from the stream that drew the weights.
         self.generator = torch.Generator().manual_seed(seed + 1_000_003)
         self.augment = augmentation(protocol.augmentation, size=None, mean=data.mean, std=data.std)
-        self.targets = self._targets()
         self.coupled = couples_images(network)
         self.epoch = self.steps = self.updates = 0
         self.accuracies: list[float] = []
@@ -191,11 +190,11 @@ class Student:
     def tested_network(self) -> nn.Module:
         return self.average.network if self.average else self.network
 
-    def _targets(self) -> Tensor:
-        """Class probabilities float32 [N, K] of the training images, for labels that do not depend on the view."""
+    def _target(self, index: Tensor | slice) -> Tensor:
+        """Class probabilities float32 [n, K] of training images, for labels that do not depend on the view."""
         if self.protocol.labels == "soft" and self.data.soft_labels is not None:
-            return F.softmax(self.data.soft_labels / self.protocol.temperature, 1)
-        return F.one_hot(self.data.labels, self.data.classes).float()
+            return F.softmax(self.data.soft_labels[index] / self.protocol.temperature, 1)
+        return F.one_hot(self.data.labels[index], self.data.classes).float()
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Images float32 [n, C, S, S] and target probabilities [n, K] of the batches of one epoch."""
@@ -207,12 +206,12 @@ class Student:
                 x = self.augment.apply(data.floats(data.images[answer.index]), answer.view)
                 yield answer.mix.apply(x), F.softmax(answer.logits.to(x.device) / protocol.temperature, 1)
             return
-        # The order within a batch that is the whole set has no effect, unless its images are mixed or answered for.
-        whole = count <= protocol.batch
-        order = [None] if whole else torch.randperm(count, generator=generator).split(protocol.batch)
+        # The order within a batch that is the whole set has no effect.
+        order: Sequence[Tensor | slice] = [slice(None)]
+        if count > protocol.batch:
+            order = torch.randperm(count, generator=generator).split(protocol.batch)
         for index in order:
-            x, target = (data.images, self.targets) if index is None else (data.images[index], self.targets[index])
-            x = data.floats(x)
+            x, target = data.floats(data.images[index]), self._target(index)
             x = self.augment.apply(x, self.augment.draw(len(x), generator))
             if protocol.mix != "none":
                 mix = draw_mix(
