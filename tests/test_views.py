@@ -30,7 +30,6 @@ from diver.networks.views import (
     Views,
     augmentation,
     draw_mix,
-    mixed_loss,
 )
 from diver.tensorfile import read_tensors, write_tensors
 
@@ -280,15 +279,17 @@ def test_no_mix() -> None:
     images, labels = random_images(4), torch.tensor([0, 1, 2, 0])
     for mix in (draw_mix("none", 4, 1.0, 1.0, seeded(), size=16), draw_mix("cutmix", 4, 1.0, 0.0, seeded(), size=16)):
         assert mix.kind == "none" and mix.apply(images) is images
-        assert torch.equal(mixed_loss(images[:, :, 0, 0], labels, mix), F.cross_entropy(images[:, :, 0, 0], labels))
+        hot = F.one_hot(labels, 3).double()
+        assert mix.blend(hot) is hot
 
 
-def test_mixed_loss() -> None:
+@pytest.mark.parametrize("kind", ["cutmix", "mixup"])
+def test_blended_targets_give_the_weighted_sum_of_two_losses(kind: str) -> None:
     logits, labels = random_images(5)[:, :, 0, 0], torch.tensor([0, 1, 2, 1, 0])
-    mix = Mix("cutmix", torch.tensor([1, 2, 0, 4, 3]), 0.7)
-    hot = F.one_hot(labels, 3).double()
-    soft = 0.7 * hot + 0.3 * hot[mix.partner]
-    assert mixed_loss(logits, labels, mix).item() == pytest.approx(F.cross_entropy(logits, soft).item(), abs=1e-12)
+    mix = Mix(kind, torch.tensor([1, 2, 0, 4, 3]), 0.7)
+    two = 0.7 * F.cross_entropy(logits, labels) + 0.3 * F.cross_entropy(logits, labels[mix.partner])
+    blended = mix.blend(F.one_hot(labels, 3).double())
+    assert F.cross_entropy(logits, blended).item() == pytest.approx(two.item(), abs=1e-12)
 
 
 # Storage

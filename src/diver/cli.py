@@ -229,7 +229,7 @@ def teach(
     from diver.data.prepared import Prepared
     from diver.networks.weights import write_trained
     from diver.progress import reporter
-    from diver.students import train_teacher
+    from diver.students import best_device, train_teacher
 
     try:
         check_network(network)
@@ -238,7 +238,7 @@ def teach(
     chosen = _settings(["name=full-data", *(set_ or [])], Protocol)
     points = out.with_name(f".{out.name}.checkpoints")
     trained = train_teacher(
-        Prepared.read(prepared), network, {}, chosen, seed, reporter("teacher", every=5), checkpoints=points
+        Prepared.read(prepared), network, {}, chosen, seed, reporter("teacher", every=5), points, best_device()
     )
     write_trained(out, trained)
     shutil.rmtree(points, ignore_errors=True)

@@ -1,5 +1,6 @@
 """The prepared dataset: the one file that every other room reads."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -10,6 +11,12 @@ from torch import Tensor
 from diver.tensorfile import TensorFileError, read_tensors, tensors_digest, write_tensors
 
 _TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+def standardise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 [n, C, H, W] as float32: to [0, 1], minus the mean, over the deviation, per channel."""
+    centre, spread = (images.new_tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (mean, std))
+    return (images.float() / 255 - centre) / spread
 
 
 class ContentError(ValueError):
@@ -68,6 +75,5 @@ class Prepared:
         return found
 
     def standardised(self, images: Tensor) -> Tensor:
-        """uint8 [n, C, H, W] of this dataset as float32, to [0, 1], minus the mean, over the std, per channel."""
-        mean, std = (images.new_tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (self.mean, self.std))
-        return (images.float() / 255 - mean) / std
+        """Images of this dataset, uint8 [n, C, H, W], as float32 by its mean and deviation."""
+        return standardise(images, self.mean, self.std)

@@ -277,6 +277,15 @@ class Mix:
         mixed[:, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
         return mixed
 
+    def blend(self, targets: Tensor) -> Tensor:
+        """Class probabilities [n, K] of the mixed images: each image's own and its partner's, by their shares.
+
+        Cross entropy is linear in them, so its value is the released codes' weighted sum of two losses.
+        """
+        if self.kind == "none":
+            return targets
+        return self.weight * targets + (1 - self.weight) * targets[self.partner.to(targets.device)]
+
     def to_tensors(self) -> dict[str, Tensor]:
         """To be stored; tensors of several batches may be concatenated along their first dimension."""
         return {
@@ -315,11 +324,3 @@ def draw_mix(kind: str, n: int, alpha: float, probability: float, generator: tor
     centres = [int(size * v) for v in u[1:]]
     (top, bottom), (left, right) = ((max(c - half, 0), min(c + half, size)) for c in centres)
     return Mix(kind, partner, 1 - (bottom - top) * (right - left) / size**2, (top, bottom, left, right))
-
-
-def mixed_loss(logits: Tensor, labels: Tensor, mix: Mix) -> Tensor:
-    """Mean cross entropy of float logits [n, K] of mixed images with both labels, int64 [n], by their weights."""
-    own = F.cross_entropy(logits, labels)
-    if mix.kind == "none":
-        return own
-    return mix.weight * own + (1 - mix.weight) * F.cross_entropy(logits, labels[mix.partner.to(labels.device)])

@@ -1,9 +1,10 @@
 """Students: networks trained on a distilled set and tested on real images."""
 
 from diver.students.evaluate import answer_set, evaluate_full, evaluate_set, set_data, train_teacher, write_rows
+from diver.students.inputs import StudentData, StudentError
 from diver.students.protocol import StudentProtocol, StudentResult, student_protocol
 from diver.students.replay import Replay, ReplayError, record_answers
-from diver.students.train import StudentData, StudentError, best_device, train_students
+from diver.students.train import best_device, train_students
 
 __all__ = [
     "Replay",

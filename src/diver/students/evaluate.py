@@ -17,9 +17,10 @@ from diver.networks.views import augmentation
 from diver.networks.weights import Trained
 from diver.progress import Progress, reporter
 from diver.sets import DistilledSet, ValueRange
+from diver.students.inputs import StudentData, StudentError
 from diver.students.protocol import StudentProtocol, StudentResult, student_protocol
 from diver.students.replay import Replay, record_answers
-from diver.students.train import StudentData, StudentError, train_students
+from diver.students.train import train_students
 
 
 def student_images(distilled: DistilledSet, data: Prepared, matched: bool) -> Tensor:
@@ -218,13 +219,25 @@ def evaluate_full(
     seeds: Sequence[int],
     rate: float | None = None,
     progress: Progress | None = None,
-    **how: Any,
+    workers: int = 1,
+    memory_gb: float = 8.0,
+    checkpoints: str | Path | None = None,
+    device: str | torch.device = "cpu",
 ) -> list[dict[str, Any]]:
-    """The same for the whole training set: the ceiling. `how`: workers, memory_gb, checkpoints of `train_students`."""
+    """The same for the whole training set: the ceiling. `rate`: peak learning rate instead of the protocol's."""
     ipc = int(torch.bincount(data.train_labels).max())
     used = student_protocol(protocol, architecture.network, ipc, len(data.classes), rate)
-    inputs = full_data(data, how.pop("device", "cpu"))
-    results = train_students(architecture.network, architecture.options, inputs, used, seeds, progress, **how)
+    results = train_students(
+        architecture.network,
+        architecture.options,
+        full_data(data, device),
+        used,
+        seeds,
+        progress,
+        workers,
+        memory_gb,
+        checkpoints,
+    )
     kept = (data.train_images, data.train_labels)
     return _rows(
         results,

@@ -19,14 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diver.networks import create, memory_format
-from diver.networks.views import Mix, augmentation, draw_mix
-from diver.networks.weights import Trained
+from diver.networks.views import augmentation, draw_mix
 from diver.progress import Progress, reporter
 from diver.provenance import code_digest
+from diver.students.inputs import StudentData, StudentError
 from diver.students.optimizers import OPTIMIZERS, decay_factors, flatten_parameters
 from diver.students.protocol import StudentProtocol, StudentResult
-from diver.students.replay import Replay
-from diver.tensorfile import TensorFileError, canonical_json, read_tensors, tensors_digest, write_tensors
+from diver.tensorfile import TensorFileError, canonical_json, read_tensors, write_tensors
 from diver.workers import keep_freed_memory, side_by_side
 
 # Small enough that activations stay in the cache of one core.
@@ -37,67 +36,6 @@ PART_BYTES = 512 << 20
 # Buffers of the size of the parameters: weights, gradient, average, and at most two of the optimiser.
 BUFFERS = 5
 SAVE_SECONDS = 60.0
-
-
-class StudentError(ValueError):
-    """The images, labels or teacher given to the trainer do not fit together or do not fit the protocol."""
-
-
-@dataclass(frozen=True, eq=False)
-class StudentData:
-    """What students are trained and tested on, all on one device.
-
-    images: float32 [N, C, S, S] in the value range that the study wants (nothing is converted or clipped), or uint8,
-    which is standardised by `mean` and `std` as it is used; labels int64 [N]; test images likewise.
-    soft_labels: logits float32 [N, K] of the set itself. teacher, replay: for the protocols that need them.
-    """
-
-    images: Tensor
-    labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
-    classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    soft_labels: Tensor | None = None
-    teacher: Trained | None = None
-    replay: Replay | None = None
-
-    def floats(self, images: Tensor) -> Tensor:
-        """Images as the network gets them, float32 [n, C, S, S]."""
-        if images.dtype != torch.uint8:
-            return images
-        mean, std = (images.new_tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (self.mean, self.std))
-        return (images.float() / 255 - mean) / std
-
-    def check(self, protocol: StudentProtocol) -> None:
-        """Raise StudentError unless everything fits together and the protocol's labels can be had."""
-        splits = (("training", self.images, self.labels), ("test", self.test_images, self.test_labels))
-        for name, x, y in splits:
-            if x.ndim != 4 or x.dtype not in (torch.float32, torch.uint8):
-                raise StudentError(f"{name} images are {x.dtype} {list(x.shape)}, not float32 or uint8 [N, C, H, W]")
-            if y.shape != (len(x),) or y.dtype != torch.int64 or not len(y):
-                raise StudentError(f"{name} labels are {y.dtype} {list(y.shape)}, not int64 [{len(x)}] with N > 0")
-        shape, tested = list(self.images.shape[1:]), list(self.test_images.shape[1:])
-        if shape != tested or shape[1] != shape[2]:
-            raise StudentError(f"training images are {shape}, test images {tested}; both must be equal and square")
-        if protocol.labels == "soft" and self.soft_labels is None:
-            raise StudentError("labels 'soft' are the set's own, and this set has hard ones; set labels: hard")
-        if protocol.labels == "teacher" and self.teacher is None:
-            raise StudentError("labels 'teacher' need a teacher: a file of `diver teach` or timm:NAME")
-        if protocol.labels == "replay" and self.replay is None:
-            raise StudentError("labels 'replay' need a teacher's stored answers; record them (rule record_answers)")
-
-    def digest(self) -> str:
-        """Of all that training and testing depend on."""
-        tensors = {
-            name: getattr(self, name)
-            for name in ("images", "labels", "test_images", "test_labels", "soft_labels")
-            if getattr(self, name) is not None
-        }
-        if self.teacher is not None:
-            tensors |= {f"teacher.{name}": value for name, value in self.teacher.network.state_dict().items()}
-        return tensors_digest(tensors, self.replay.digest() if self.replay else None)
 
 
 def best_device() -> torch.device:
@@ -217,7 +155,7 @@ class Student:
                 mix = draw_mix(
                     protocol.mix, len(x), protocol.mix_alpha, protocol.mix_probability, generator, size=x.shape[-1]
                 )
-                x, target = mix.apply(x), _mixed(target, mix)
+                x, target = mix.apply(x), mix.blend(target)
             if protocol.labels == "teacher" and data.teacher is not None:
                 target = F.softmax(data.teacher.logits(x) / protocol.temperature, 1)
             yield x, target
@@ -346,13 +284,6 @@ class Checkpoint:
             return
         if header.pop("key", None) == self.key:
             student.load(tensors, {**header, "loss": float(header["loss"])})
-
-
-def _mixed(target: Tensor, mix: Mix) -> Tensor:
-    """Targets of mixed images: each image's own and its partner's, by their shares."""
-    if mix.kind == "none":
-        return target
-    return mix.weight * target + (1 - mix.weight) * target[mix.partner.to(target.device)]
 
 
 def students_at_once(
