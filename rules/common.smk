@@ -1,7 +1,7 @@
 """Helpers of all rules: the validated study, its cells and paths, and the digests of the code."""
 
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from snakemake.exceptions import WorkflowError
 
@@ -31,6 +31,8 @@ MADE_BY_RULE = STUDY.prior.source == "trained"
 wildcard_constraints:
     dataset="|".join(STUDY.datasets),
     ipc=r"\d+",
+    shard=r"\d+",
+    shards=r"\d+",
     stage1="|".join(STUDY.distill),
     stage2="|".join(STUDY.recover) or "none",
     scale=f"{cells.MATCHED}|{cells.AS_PUBLISHED}",
@@ -45,6 +47,15 @@ def code(step):
 def set_paths(recovered):
     """Paths of all stage-1 sets, or of all recovered sets."""
     return [cells.set_path(STUDY, cell) for cell in SETS if (cell.stage2 != NONE) == recovered]
+
+
+def cells_of_dataset(wildcards):
+    """All sets of a dataset, stage-1 and recovered."""
+    return [cell for cell in SETS if cell.dataset == wildcards.dataset]
+
+
+def sets_of_dataset(wildcards):
+    return [cells.set_path(STUDY, cell) for cell in cells_of_dataset(wildcards)]
 
 
 def student_paths():
@@ -111,8 +122,26 @@ def distill_settings(wildcards):
     return {**settings, "encoder": teacher_source(wildcards)} if settings.get("encoder") == "teacher" else settings
 
 
+def recover_method(wildcards):
+    return STUDY.recover[wildcards.stage2].method
+
+
 def recover_settings(wildcards):
     return STUDY.recover[wildcards.stage2].full()
+
+
+def prior_options():
+    return STUDY.prior.options().model_dump(mode="json")
+
+
+def shard_classes(wildcards):
+    """First class and end of a shard."""
+    return cells.shard_classes(STUDY, int(wildcards.shard), len(DATASETS[wildcards.dataset].classes))
+
+
+def shard_files(wildcards):
+    cell = cells.SetCell(wildcards.dataset, int(wildcards.ipc), wildcards.stage1, wildcards.stage2)
+    return cells.shard_paths(STUDY, cell, len(DATASETS[wildcards.dataset].classes))
 
 
 def display_names():

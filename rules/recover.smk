@@ -1,25 +1,78 @@
-rule recover_set:
-    input:
-        set=stage1_set,
-        prior=prior_files,
-    output:
-        set=f"{RESULTS}/recovered/{{dataset}}/ipc{{ipc}}/{{stage1}}/{{stage2}}.safetensors",
-    log:
-        f"{LOGS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}.log",
-    benchmark:
-        f"{BENCHMARKS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}.tsv"
-    conda:
-        "../envs/torch.yaml"
-    threads: 1
-    params:
-        method=lambda wildcards: STUDY.recover[wildcards.stage2].method,
-        settings=recover_settings,
-        prior=prior_source,
-        code=code("recover_set"),
-    message:
-        "stage 2: {wildcards.stage2} on {wildcards.stage1}, {wildcards.dataset}, IPC {wildcards.ipc}"
-    script:
-        "../src/steps/recover_set.py"
+# A set is recovered by one job, or by one per range of its classes, whose shards are then put together.
+if STUDY.shards == 1:
+
+    rule recover_set:
+        input:
+            set=stage1_set,
+            prior=prior_files,
+        output:
+            set=f"{RESULTS}/recovered/{{dataset}}/ipc{{ipc}}/{{stage1}}/{{stage2}}.safetensors",
+        log:
+            f"{LOGS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}.log",
+        benchmark:
+            f"{BENCHMARKS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}.tsv"
+        conda:
+            "../envs/torch.yaml"
+        threads: 1
+        params:
+            method=recover_method,
+            settings=recover_settings,
+            prior=prior_source,
+            options=prior_options(),
+            classes=None,
+            code=code("recover_set"),
+        message:
+            "stage 2: {wildcards.stage2} on {wildcards.stage1}, {wildcards.dataset}, IPC {wildcards.ipc}"
+        script:
+            "../src/steps/recover_set.py"
+
+else:
+
+    rule recover_shard:
+        input:
+            set=stage1_set,
+            prior=prior_files,
+        output:
+            set=f"{RESULTS}/recovered/{{dataset}}/ipc{{ipc}}/{{stage1}}/{{stage2}}/shard-{{shard}}-of-{{shards}}.safetensors",
+        log:
+            f"{LOGS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}-{{shard}}-of-{{shards}}.log",
+        benchmark:
+            f"{BENCHMARKS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}-{{shard}}-of-{{shards}}.tsv"
+        conda:
+            "../envs/torch.yaml"
+        threads: 1
+        params:
+            method=recover_method,
+            settings=recover_settings,
+            prior=prior_source,
+            options=prior_options(),
+            classes=shard_classes,
+            code=code("recover_set"),
+        message:
+            "stage 2: {wildcards.stage2} on {wildcards.stage1}, {wildcards.dataset}, IPC {wildcards.ipc}, "
+            "shard {wildcards.shard} of {wildcards.shards}"
+        script:
+            "../src/steps/recover_set.py"
+
+    rule merge_shards:
+        input:
+            set=stage1_set,
+            shards=shard_files,
+        output:
+            set=f"{RESULTS}/recovered/{{dataset}}/ipc{{ipc}}/{{stage1}}/{{stage2}}.safetensors",
+        log:
+            f"{LOGS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}.log",
+        benchmark:
+            f"{BENCHMARKS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}.tsv"
+        conda:
+            "../envs/torch.yaml"
+        threads: 1
+        params:
+            code=code("merge_shards"),
+        message:
+            "stage 2: {wildcards.stage2} on {wildcards.stage1}, {wildcards.dataset}, IPC {wildcards.ipc}: put together"
+        script:
+            "../src/steps/merge_shards.py"
 
 
 rule trace_phases:
@@ -38,6 +91,7 @@ rule trace_phases:
     params:
         settings=recover_settings,
         prior=prior_source,
+        options=prior_options(),
         code=code("trace_phases"),
     message:
         "stage 2: trajectory of {wildcards.stage2} on {wildcards.stage1}, IPC {wildcards.ipc}"

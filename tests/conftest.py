@@ -5,7 +5,8 @@ import torch
 from diffusers import DiTPipeline
 
 from diver.config.prior import DiTTraining, VAETraining
-from diver.prior.load import Prior, load_prior
+from diver.prior.base import Prior
+from diver.prior.load import load_prior
 from diver.prior.train import build_dit, build_vae, dit_scheduler
 from diver.sets import DistilledSet, ValueRange
 

@@ -8,8 +8,11 @@ from diffusers import DDIMScheduler, DiTPipeline
 from torch import Tensor
 
 from diver.config.prior import DiTTraining, VAETraining
+from diver.prior.base import PriorError
+from diver.prior.dit import DiTPrior, noise_of
 from diver.prior.judge import Classifier, ResNet20, agreement, load_classifier, sample_classes
-from diver.prior.load import Prior, PriorError, load_prior, noise_of
+from diver.prior.load import load_prior
+from diver.prior.schedule import Level
 from diver.prior.train import keyed_generator, reconstruction_psnr, train_dit, train_vae, warm_constant_decay
 
 SHIPPED = Path(__file__).parents[1] / "data/shipped/cifar10-prior"
@@ -54,6 +57,7 @@ def test_trained_parts_make_a_pipeline(tmp_path: Path) -> None:
 
     DiTPipeline(products[-1][1], vae, dit_scheduler()).save_pretrained(tmp_path / "prior")
     prior = load_prior(tmp_path / "prior")
+    assert isinstance(prior, DiTPrior)
     assert (prior.classes, prior.null_class, prior.image_size) == (3, 3, 8)
     assert prior.prediction_type == "v_prediction"
     sampled, labels = sample_classes(prior, 2, 4.0, seed=0)
@@ -82,20 +86,22 @@ def test_velocity_converts_to_the_noise_of_diffusers() -> None:
     step = torch.tensor([300, 300])
     noisy, velocity = scheduler.add_noise(clean, noise, step), scheduler.get_velocity(clean, noise, step)
     alpha = float(scheduler.alphas_cumprod[300])
-    assert torch.allclose(noise_of(velocity, noisy, alpha, "v_prediction"), noise, atol=1e-6)
-    assert torch.equal(noise_of(noise, noisy, alpha, "epsilon"), noise)
+    level = Level(300, alpha**0.5, (1 - alpha) ** 0.5)
+    assert torch.allclose(noise_of(velocity, noisy, level, "v_prediction"), noise, atol=1e-6)
+    assert torch.equal(noise_of(noise, noisy, level, "epsilon"), noise)
     with pytest.raises(PriorError, match="sample"):
-        noise_of(noise, noisy, alpha, "sample")
+        noise_of(noise, noisy, level, "sample")
 
 
-def test_guidance_of_one_is_the_conditional_estimate(tiny_prior: Prior) -> None:
+def test_guidance_of_one_is_the_conditional_estimate(tiny_prior: DiTPrior) -> None:
     z, y = torch.randn(2, *tiny_prior.latent_shape), torch.tensor([0, 2])
-    plain = tiny_prior.denoise(z, 400, y, 1.0).noise
-    assert torch.allclose(tiny_prior.denoise(z, 400, y, 1.0 + 1e-9).noise, plain, atol=1e-5)
+    level = tiny_prior.schedule("1000").level(400)
+    plain = tiny_prior.denoise(z, level, y, 1.0).noise
+    assert torch.allclose(tiny_prior.denoise(z, level, y, 1.0 + 1e-9).noise, plain, atol=1e-5)
     null = torch.full_like(y, tiny_prior.null_class)
-    unconditional = tiny_prior.denoise(z, 400, null, 1.0).noise
+    unconditional = tiny_prior.denoise(z, level, null, 1.0).noise
     expected = unconditional + 4 * (plain - unconditional)
-    assert torch.allclose(tiny_prior.denoise(z, 400, y, 4.0).noise, expected, atol=1e-5)
+    assert torch.allclose(tiny_prior.denoise(z, level, y, 4.0).noise, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("source", ["/no/such/prior", "nowhere", "a/b/c"])
@@ -149,6 +155,7 @@ def test_shipped_prior_is_small_loads_and_says_what_it_is() -> None:
     pipeline = DiTPipeline.from_pretrained(SHIPPED)
     assert pipeline.transformer.config.num_embeds_ada_norm == 10
     prior = load_prior(SHIPPED)
+    assert isinstance(prior, DiTPrior)
     assert (prior.image_size, prior.image_channels, prior.classes) == (32, 3, 10)
     card = (SHIPPED / "README.md").read_text()
     for word in ("training images", "steps", "wall time", "Hardware", "Command", "dB", "guidance", "loss.png"):

@@ -6,12 +6,14 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from diver.config.recover import DIVERConfig, PReDDConfig, RawConfig
-from diver.prior.load import Denoised, Prior
-from diver.prior.schedule import respace
-from diver.recover.diver import recover_diver, trace_diver
-from diver.recover.predd import recover_predd
-from diver.recover.raw import recover_raw
-from diver.recover.sampler import Guidance, KeyedNoise, add_noise, ddim_step, log_variance, run_chain
+from diver.prior.base import Denoised, Prior
+from diver.prior.dit import DiTPrior
+from diver.prior.schedule import Schedule, linear_path, respace
+from diver.recover.diver import dit_schedule
+from diver.recover.run import prepared_batch, recover
+from diver.recover.sampler import Denoiser, Guidance, KeyedNoise, add_noise, ddim_step, log_variance, run_chain
+from diver.recover.trace import trace_diver
+from diver.setfile import Rows
 from diver.sets import DistilledSet
 
 ALPHAS = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
@@ -147,37 +149,98 @@ def test_keyed_noise_does_not_depend_on_the_batch() -> None:
 
 def test_add_noise_keeps_unit_variance() -> None:
     z, n = start(2000, 1), start(2000, 2)
-    assert float(add_noise(z, n, 0.3).var()) == pytest.approx(1.0, abs=0.02)
+    assert float(add_noise(z, n, SCHEDULE, 15).var()) == pytest.approx(1.0, abs=0.02)
+
+
+# --- flow matching: the same chain on the linear path ---
+
+FLOW = linear_path("50")
+
+
+def velocity_denoiser(state: Tensor, k: int) -> Denoised:
+    """A made-up network that answers a velocity."""
+    level, velocity = FLOW.level(k), torch.sin(state)
+    return Denoised(state - level.signal * velocity, state + level.noise * velocity, None)
+
+
+def test_chain_on_the_linear_path_is_eulers_method() -> None:
+    ours = run_chain(start(), FLOW, velocity_denoiser, 49, KeyedNoise(0, range(3)))
+    state = start()
+    for _ in range(50):
+        state = state + torch.sin(state) / 50
+    assert torch.allclose(ours, state, atol=1e-12)
+
+
+def test_linear_path_ends_in_noise_and_keeps_its_shares() -> None:
+    assert (FLOW.level(49).signal, FLOW.level(49).noise, FLOW.level(49).timestep) == (0, 1, 0)
+    assert FLOW.alpha(24) == pytest.approx(0.5) and FLOW.level(24).timestep == pytest.approx(0.5)
+    assert FLOW.nearest(0.5) == 24
+    assert FLOW.scale(24) == pytest.approx(0.5**0.5) and SCHEDULE.scale(24) == pytest.approx(1)
+
+
+def test_inherited_state_has_the_spread_of_the_index_where_it_starts() -> None:
+    z, n = start(2000, 1), start(2000, 2)
+    for level, at in [(24, 49), (24, 24), (10, 30)]:
+        assert float(add_noise(z, n, FLOW, level, at).std()) == pytest.approx(FLOW.scale(at), rel=0.02)
+
+
+def test_ancestral_steps_do_not_depend_on_the_scale_of_a_path() -> None:
+    """The linear path and the diffusion with the same shares of signal give the same clean latents."""
+    alphas = torch.tensor([FLOW.alpha(k) for k in range(49)], dtype=torch.float64)
+    same = Schedule(torch.arange(49), alphas.sqrt(), (1 - alphas).sqrt())
+    anchor = start(seed=3)
+
+    def scaled(schedule: Schedule) -> Denoiser:
+        # The network sees the state at unit variance, whatever the path.
+        return lambda state, k: normal_of(state / schedule.scale(k), schedule, k)
+
+    def normal_of(unit: Tensor, schedule: Schedule, k: int) -> Denoised:
+        clean = torch.tanh(unit)
+        level = schedule.level(k)
+        return Denoised((unit * schedule.scale(k) - level.signal * clean) / level.noise, clean, None)
+
+    ends = []
+    for schedule in (FLOW, same):
+        guidance = Guidance(anchor, 0.1, 20, 40)
+        state = start() * schedule.scale(48)
+        noise = KeyedNoise(0, range(3))
+        ends.append(run_chain(state, schedule, scaled(schedule), 48, noise, stepper="ddpm", guidance=guidance))
+    assert torch.allclose(ends[0], ends[1], atol=1e-9)
+
+
+def test_levels_by_noise_are_those_of_dits_schedule() -> None:
+    reference = dit_schedule("50")
+    assert [reference.nearest(reference.alpha(k)) for k in (0, 25, 40)] == [0, 25, 40]
+    k = FLOW.nearest(reference.alpha(25))
+    assert FLOW.level(k).noise / FLOW.level(k).signal == pytest.approx(0.964 / 0.265, rel=0.06)
 
 
 # --- the methods, on a tiny random prior ---
 
 
 def test_diver_without_guidance_and_truncated_is_predd(tiny_prior: Prior, tiny_set: DistilledSet) -> None:
-    predd = recover_predd(tiny_set, tiny_prior, PReDDConfig(forward_t=20, reverse_t=15))
-    diver = recover_diver(tiny_set, tiny_prior, DIVERConfig(t_f=20, t_r=15, gamma=0, sampler="ddpm"))
+    predd = recover(tiny_set, tiny_prior, "predd", PReDDConfig(forward_t=20, reverse_t=15))
+    diver = recover(tiny_set, tiny_prior, "diver", DIVERConfig(t_f=20, t_r=15, gamma=0, sampler="ddpm"))
     assert torch.equal(predd.images, diver.images)
 
 
 def test_diver_with_neither_is_raw(tiny_prior: Prior, tiny_set: DistilledSet) -> None:
-    raw = recover_raw(tiny_set, tiny_prior, RawConfig())
-    diver = recover_diver(tiny_set, tiny_prior, DIVERConfig(start="gaussian", gamma=0))
+    raw = recover(tiny_set, tiny_prior, "raw", RawConfig())
+    diver = recover(tiny_set, tiny_prior, "diver", DIVERConfig(start="gaussian", gamma=0))
     assert torch.equal(raw.images, diver.images)
 
 
-def test_mode_guidance_is_diver_from_gaussian_with_another_anchor(tiny_prior: Prior, tiny_set: DistilledSet) -> None:
+def test_mode_guidance_is_diver_from_gaussian_with_another_anchor(tiny_prior: DiTPrior, tiny_set: DistilledSet) -> None:
     """MGD3: z_{k-1} = mu_k - lambda sigma_k (x0hat - m) + sigma_k n for k > t_stop, from pure noise."""
     config = DIVERConfig(start="gaussian", sampler="ddpm", sp_low=26, sp_high=49, vae_sample=False)
-    ours = recover_diver(tiny_set, tiny_prior, config).images
+    ours = recover(tiny_set, tiny_prior, "diver", config).images
     schedule, labels = respace(tiny_prior.alphas_cumprod, "50"), tiny_set.hard_labels()
-    from diver.recover.base import symmetric_images
-
-    noise = KeyedNoise(config.seed, range(len(labels)))
-    mode = tiny_prior.encode(symmetric_images(tiny_set, tiny_prior, "denormalised"), None)
+    images, _, noise = prepared_batch(Rows.of(tiny_set), tiny_prior, config, range(len(labels)))
+    mode = tiny_prior.encode(images, None)
     z = noise.draw("start", tiny_prior.latent_shape, mode)
     for k in range(49, -1, -1):
         a, b = schedule.alpha(k), schedule.alpha(k - 1)
-        said = tiny_prior.denoise(z, int(schedule.timesteps[k]), labels, 4.0)
+        said = tiny_prior.denoise(z, schedule.level(k), labels, 4.0)
         beta, sigma = 1 - a / b, schedule.posterior_variance(k) ** 0.5
         mean = b**0.5 * beta / (1 - a) * said.clean + (a / b) ** 0.5 * (1 - b) / (1 - a) * z
         z = mean + (sigma * noise.draw(f"step {k}", tiny_prior.latent_shape, z) if k else 0)
@@ -187,27 +250,28 @@ def test_mode_guidance_is_diver_from_gaussian_with_another_anchor(tiny_prior: Pr
 
 
 def test_one_at_a_time_equals_all_at_once(tiny_prior: Prior, tiny_set: DistilledSet) -> None:
-    for recover, config in [(recover_diver, DIVERConfig), (recover_predd, PReDDConfig), (recover_raw, RawConfig)]:
-        together = recover(tiny_set, tiny_prior, config(batch=50)).images
-        alone = recover(tiny_set, tiny_prior, config(batch=1)).images
+    for method, config in [("diver", DIVERConfig), ("predd", PReDDConfig), ("raw", RawConfig)]:
+        together = recover(tiny_set, tiny_prior, method, config(batch=50)).images
+        alone = recover(tiny_set, tiny_prior, method, config(batch=1)).images
         assert (together - alone).abs().max() < 1e-5
 
 
 def test_same_seed_same_bytes_other_seed_other_images(tiny_prior: Prior, tiny_set: DistilledSet) -> None:
-    first, again, other = (recover_diver(tiny_set, tiny_prior, DIVERConfig(seed=s)) for s in (1, 1, 2))
+    first, again, other = (recover(tiny_set, tiny_prior, "diver", DIVERConfig(seed=s)) for s in (1, 1, 2))
     assert first.digest() == again.digest()
     assert not torch.allclose(first.images, other.images)
 
 
 def test_index_base_shifts_every_index(tiny_prior: Prior, tiny_set: DistilledSet) -> None:
-    zero = recover_diver(tiny_set, tiny_prior, DIVERConfig(t_f=24, sp_low=24, sp_high=39))
-    one = recover_diver(tiny_set, tiny_prior, DIVERConfig(index_base=1))
+    zero = recover(tiny_set, tiny_prior, "diver", DIVERConfig(t_f=24, sp_low=24, sp_high=39))
+    one = recover(tiny_set, tiny_prior, "diver", DIVERConfig(index_base=1))
     assert torch.equal(zero.images, one.images)
 
 
 def test_cfg_channels_guides_only_the_first(tiny_prior: Prior) -> None:
     z, y = torch.randn(2, *tiny_prior.latent_shape), torch.tensor([0, 1])
-    plain, full, some = (tiny_prior.denoise(z, 500, y, *cfg).noise for cfg in [(1.0,), (4.0,), (4.0, 3)])
+    level = tiny_prior.schedule("1000").level(500)
+    plain, full, some = (tiny_prior.denoise(z, level, y, *cfg).noise for cfg in [(1.0,), (4.0,), (4.0, 3)])
     assert torch.allclose(some[:, :3], full[:, :3]) and torch.allclose(some[:, 3:], plain[:, 3:], atol=1e-6)
     assert not torch.allclose(full[:, 3:], plain[:, 3:], atol=1e-6)
 
@@ -215,13 +279,13 @@ def test_cfg_channels_guides_only_the_first(tiny_prior: Prior) -> None:
 def test_indices_outside_the_schedule_are_refused(tiny_prior: Prior, tiny_set: DistilledSet) -> None:
     for config in (DIVERConfig(t_f=50), DIVERConfig(t_r=51), DIVERConfig(sp_high=50), DIVERConfig(respacing="20")):
         with pytest.raises(ValueError, match=r"must lie in 0\.\."):
-            recover_diver(tiny_set, tiny_prior, config)
+            recover(tiny_set, tiny_prior, "diver", config)
 
 
 def test_trace_ends_in_the_recovered_image(tiny_prior: Prior, tiny_set: DistilledSet) -> None:
     config = DIVERConfig()
     trace = trace_diver(tiny_set, tiny_prior, config)
     assert trace.indices.tolist() == list(range(49, -1, -1))
-    recovered = recover_diver(tiny_set, tiny_prior, config).images[:: tiny_set.ipc]
+    recovered = recover(tiny_set, tiny_prior, "diver", config).images[:: tiny_set.ipc]
     # The last DDIM step goes to the predicted clean latent itself.
     assert torch.allclose(trace.images[-1], recovered, atol=1e-5)

@@ -18,21 +18,21 @@ class UserError(Exception):
     """Something that the user can mend; shown as one line."""
 
 
-def _settings(pairs: list[str], model: type[Any], base: dict[str, Any] | None = None) -> Any:
+def _settings(pairs: list[str], model: type[Any], base: dict[str, Any] | None = None, option: str = "--set") -> Any:
     """Settings from KEY=VALUE texts, values read as YAML, over those of `base`."""
     values = dict(base or {})
     for pair in pairs:
         key, found, value = pair.partition("=")
         if not found:
-            raise UserError(f"--set {pair}: write KEY=VALUE; keys: {', '.join(model.model_fields)}")
+            raise UserError(f"{option} {pair}: write KEY=VALUE; keys: {', '.join(model.model_fields)}")
         if key not in model.model_fields:
-            raise UserError(f"--set {pair}: unknown key {key!r}; {nearest(key, list(model.model_fields))}")
+            raise UserError(f"{option} {pair}: unknown key {key!r}; {nearest(key, list(model.model_fields))}")
         values[key] = yaml.safe_load(value)
     try:
         return model(**values)
     except ValidationError as error:
         raise UserError(
-            "; ".join(f"--set {e['loc'][0] if e['loc'] else ''}: {e['msg']}" for e in error.errors())
+            "; ".join(f"{option} {e['loc'][0] if e['loc'] else ''}: {e['msg']}" for e in error.errors())
         ) from None
 
 
@@ -92,24 +92,87 @@ def recover(
         "data/shipped/cifar10-prior"
     ),
     method: Annotated[str, typer.Option(help="Stage-2 method: vae, raw, predd or diver.")] = "diver",
+    preset: Annotated[str | None, typer.Option(help="A published setting; `diver presets` lists them.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A setting, KEY=VALUE; repeatable.")] = None,
+    prior_set: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prior-set", help="How the prior is read, KEY=VALUE: autoencoder, precision, compile, family, ..."
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Only classes FIRST:END (numbers, END left out): a shard for `diver merge`.")
+    ] = None,
 ) -> None:
-    """Recover a distilled set with a frozen prior.
+    """Recover a distilled set with a frozen prior. A run that was stopped goes on after its last batch.
 
-    Example: diver recover dm.safetensors --out recovered.safetensors --set gamma=0.05 --set cfg_scale=2
+    Examples:
+
+    diver recover dm.safetensors --out recovered.safetensors --set gamma=0.05 --set cfg_scale=2
+
+    diver recover sre2l.safetensors --out shard-0.safetensors --classes 0:250 --prior facebook/DiT-XL-2-256
+    --prior-set autoencoder=stabilityai/sd-vae-ft-mse --prior-set precision=bf16 --preset diver-paper --set batch=64
     """
-    from diver.config.recover import SETTINGS
+    from diver.config.prior import PriorOptions
+    from diver.config.recover import PRESETS, SETTINGS
     from diver.prior.load import load_prior
     from diver.progress import reporter
-    from diver.recover import METHODS
-    from diver.sets import DistilledSet
+    from diver.recover.run import recover_file
 
-    if method not in METHODS:
-        raise UserError(f"--method {method}: {nearest(method, list(METHODS))}")
-    config = _settings(set_ or [], SETTINGS[method])
-    source = DistilledSet.read(set_file)
-    METHODS[method](source, load_prior(prior), config, progress=reporter(method, every=2)).write(out)
+    if preset is not None and preset not in PRESETS:
+        raise UserError(f"--preset {preset}: {nearest(preset, list(PRESETS))}")
+    if preset is not None:
+        method = PRESETS[preset].method
+    if method not in SETTINGS:
+        raise UserError(f"--method {method}: {nearest(method, list(SETTINGS))}")
+    config = _settings(set_ or [], SETTINGS[method], PRESETS[preset].settings if preset else None)
+    options = _settings(prior_set or [], PriorOptions, option="--prior-set")
+    try:
+        first, end = map(int, classes.split(":")) if classes else (0, 0)
+    except ValueError:
+        raise UserError(f"--classes {classes}: write FIRST:END, for example 0:250") from None
+    part = range(first, end) if classes else None
+    loaded = load_prior(prior, options)
+    try:
+        recover_file(set_file, out, loaded, method, config, classes=part, progress=reporter(method, every=2))
+    except ValueError as error:
+        raise UserError(str(error)) from None
     print(out)
+
+
+@app.command()
+def merge(
+    shards: Annotated[list[Path], typer.Argument(help="Shards of one recovered set, in any order.")],
+    source: Annotated[Path, typer.Option(help="The set that was recovered: it gives classes and labels.")],
+    out: Annotated[Path, typer.Option(help="Where to write the whole set.")],
+) -> None:
+    """Put the shards of `diver recover --classes` together.
+
+    Example: diver merge shard-0.safetensors shard-1.safetensors --source sre2l.safetensors --out whole.safetensors
+    """
+    from diver.setfile import merge as put_together
+
+    put_together(source, shards, out)
+    print(out)
+
+
+@app.command()
+def presets(name: Annotated[str | None, typer.Argument(help="Show all settings of this one.")] = None) -> None:
+    """List the published stage-2 settings, or show one as YAML.
+
+    Example: diver presets diver-paper
+    """
+    from diver.config.recover import PRESETS, SETTINGS
+
+    if name is None:
+        for known, found in PRESETS.items():
+            print(f"{known:20} {found.method:6} {found.source}")
+        return
+    if name not in PRESETS:
+        raise UserError(f"{name}: {nearest(name, list(PRESETS))}")
+    chosen = PRESETS[name]
+    settings = SETTINGS[chosen.method](**chosen.settings).model_dump(mode="json")
+    print(yaml.safe_dump({"method": chosen.method, "settings": settings}, sort_keys=False), end="")
 
 
 @app.command()
@@ -321,7 +384,7 @@ def main() -> None:
     """Entry point: errors that the user can mend are one line and exit code 2."""
     from diver.data.prepared import ContentError
     from diver.networks.weights import WeightsError
-    from diver.prior.load import PriorError
+    from diver.prior.base import PriorError
     from diver.sets import SetError
     from diver.students import ReplayError, StudentError
     from diver.workers import keep_freed_memory

@@ -143,7 +143,13 @@ class DistilledSet:
 
         With soft labels alone the class-major order is a promise about positions that cannot be checked.
         """
-        for fault in (self._image_fault, self._metadata_fault, self._label_fault, self._soft_label_fault):
+        if found := self._image_fault():
+            raise SetError(f"{source}: {found}")
+        self.validate_metadata(source)
+
+    def validate_metadata(self, source: str) -> None:
+        """`validate` but for the values of the images, which need not be there."""
+        for fault in (self._metadata_fault, self._label_fault, self._soft_label_fault):
             if found := fault():
                 raise SetError(f"{source}: {found}")
 
@@ -169,7 +175,7 @@ class DistilledSet:
             return f"the value range has {channels} channels, the images {self.images.shape[1]}"
         try:
             canonical_json([step.parameters for step in self.steps])
-            self._header()
+            self.header()
         except ValidationError as error:
             return f"metadata: {_first_fault(error)}"
         except (TypeError, ValueError) as error:
@@ -202,7 +208,8 @@ class DistilledSet:
         named = {"images": self.images, "labels": self.labels, "soft_labels": self.soft_labels}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
-    def _header(self) -> dict[str, Any]:
+    def header(self) -> dict[str, Any]:
+        """The metadata as they stand in a file."""
         return _Metadata(
             format="distilled set 1",
             dataset=self.dataset,
@@ -215,18 +222,16 @@ class DistilledSet:
     def write(self, path: str | Path) -> None:
         """Write one safetensors file, atomically; the same set gives the same bytes. Raises SetError as `validate`."""
         self.validate(str(path))
-        write_tensors(path, self._tensors(), self._header())
+        write_tensors(path, self._tensors(), self.header())
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
         """Read and validate a file of `write`. Raises SetError; executes nothing that is in the file."""
         try:
             tensors, header = read_tensors(path)
-            known = _Metadata.model_validate(header)
         except TensorFileError as error:
             raise SetError(f"{path}: {error}") from error
-        except ValidationError as error:
-            raise SetError(f"{path}: metadata: {_first_fault(error)}") from error
+        known = _metadata(header, path)
         extra = sorted(set(tensors) - {"images", "labels", "soft_labels"})
         if extra or "images" not in tensors:
             raise SetError(f"{path}: " + (f"unknown tensor {extra[0]!r}" if extra else "no tensor 'images'"))
@@ -245,7 +250,22 @@ class DistilledSet:
 
     def digest(self) -> str:
         """SHA-256 over the tensors and the metadata, in hexadecimal; independent of file name and time."""
-        return tensors_digest(self._tensors(), self._header())
+        return tensors_digest(self._tensors(), self.header())
+
+
+def _metadata(header: dict[str, Any], path: str | Path) -> _Metadata:
+    try:
+        return _Metadata.model_validate(header)
+    except ValidationError as error:
+        raise SetError(f"{path}: metadata: {_first_fault(error)}") from error
+
+
+def read_header(header: dict[str, Any], path: str | Path) -> DistilledSet:
+    """A set of a file's metadata alone, without images and labels; raises SetError naming `path`."""
+    known = _metadata(header, path)
+    return DistilledSet(
+        torch.empty(0), known.dataset, known.classes, known.ipc, known.value_range, labels=None, steps=known.steps
+    )
 
 
 def _first_fault(error: ValidationError) -> str:

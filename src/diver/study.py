@@ -71,6 +71,19 @@ def set_path(study: Study, cell: SetCell) -> Path:
     return root / "recovered" / cell.dataset / f"ipc{cell.ipc}" / cell.stage1 / f"{cell.stage2}.safetensors"
 
 
+def shard_paths(study: Study, cell: SetCell, count: int) -> list[Path]:
+    """The shards of a recovered set of `count` classes."""
+    whole = set_path(study, cell)
+    shards = min(study.shards, count)
+    return [whole.with_suffix("") / f"shard-{i}-of-{shards}.safetensors" for i in range(shards)]
+
+
+def shard_classes(study: Study, number: int, count: int) -> tuple[int, int]:
+    """First class and end of a shard; sizes differ by at most one."""
+    shards = min(study.shards, count)
+    return round(number * count / shards), round((number + 1) * count / shards)
+
+
 def students_path(study: Study, cell: StudentCell) -> Path:
     one = cell.set
     parts = (one.dataset, f"ipc{one.ipc}", one.stage1, one.stage2, cell.scale)
@@ -115,7 +128,16 @@ PRIOR_FILES = (
 
 
 def prior_files(study: Study, dataset: str) -> list[Path]:
-    """Files of the prior for a dataset; none for a hub name."""
+    """Files of the prior for a dataset and of another autoencoder; none for a hub name."""
     path = Path(prior_path(study, dataset))
-    local = study.prior.source in ("shipped", "trained") or path.is_dir()
-    return [path / name for name in PRIOR_FILES] if local else []
+    made = study.prior.source in ("shipped", "trained")
+    files = [path / name for name in PRIOR_FILES] if made else _local_files(path)
+    return files + (_local_files(Path(study.prior.autoencoder)) if study.prior.autoencoder else [])
+
+
+def _local_files(path: Path) -> list[Path]:
+    """A file itself, or what a directory in diffusers' layout holds."""
+    if path.is_file():
+        return [path]
+    kinds = {".json", ".txt", ".safetensors", ".bin"}
+    return sorted(file for file in path.rglob("*") if file.suffix in kinds)

@@ -2,17 +2,22 @@
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 # safetensors writes several metadata keys in an order that changes between runs, so there is exactly one.
 KEY = "diver"
+_NAMES = {torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}
 
 
 class TensorFileError(ValueError):
@@ -47,27 +52,69 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dic
         part.unlink(missing_ok=True)
 
 
-def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the metadata of a file of `write_tensors`.
+@dataclass(frozen=True)
+class Layout:
+    """Where a file's tensors lie: `head` are its first bytes, `offsets` the place of each tensor, `size` its length."""
+
+    head: bytes
+    offsets: dict[str, int]
+    size: int
+
+
+def layout(shapes: Mapping[str, tuple[torch.dtype, Sequence[int]]], metadata: dict[str, Any]) -> Layout:
+    """Layout of the file that `write_tensors` makes of tensors of these dtypes and shapes, byte for byte.
+
+    With it a file that does not fit memory is written piece by piece.
+    """
+    # Wider types come first, then the order of names: as the library sorts them.
+    order = sorted(shapes, key=lambda name: (-shapes[name][0].itemsize, name))
+    header: dict[str, Any] = {"__metadata__": {KEY: canonical_json(metadata)}}
+    places, at = {}, 0
+    for name in order:
+        dtype, shape = shapes[name]
+        size = dtype.itemsize * math.prod(shape)
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [at, at + size]}
+        places[name], at = at, at + size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text
+    return Layout(head, {name: len(head) + place for name, place in places.items()}, len(head) + at)
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The file, open for reading parts of its tensors (`get_tensor`, `get_slice`), and its metadata.
 
     Raises TensorFileError when the file is missing, truncated, of another format or without metadata.
     Nothing in the file is executed: the format has no code.
     """
     if not Path(path).is_file():
         raise TensorFileError("no such file")
+    with _refused(), safe_open(str(path), framework="pt") as file:
+        header = file.metadata() or {}
+        if KEY not in header:
+            raise TensorFileError(f"the header has no metadata under {KEY!r}")
+        try:
+            metadata = json.loads(header[KEY])
+        except ValueError as error:
+            raise TensorFileError(f"the metadata under {KEY!r} is not JSON ({error})") from error
+        if not isinstance(metadata, dict):
+            raise TensorFileError(f"the metadata under {KEY!r} is not a JSON object")
+        yield file, metadata
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
     try:
-        with safe_open(str(path), framework="pt") as opened:
-            header = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
+        yield
+    except TensorFileError:
+        raise
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TensorFileError(f"truncated, or not a safetensors file ({reason})") from error
-    if KEY not in header:
-        raise TensorFileError(f"the header has no metadata under {KEY!r}")
-    try:
-        metadata = json.loads(header[KEY])
-    except ValueError as error:
-        raise TensorFileError(f"the metadata under {KEY!r} is not JSON ({error})") from error
-    if not isinstance(metadata, dict):
-        raise TensorFileError(f"the metadata under {KEY!r} is not a JSON object")
-    return tensors, metadata
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the metadata of a file of `write_tensors`. Raises TensorFileError as `opened`."""
+    with opened(path) as (file, metadata):
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (it is no mapping)

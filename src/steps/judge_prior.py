@@ -26,7 +26,7 @@ with step_log(snakemake.log[0], snakemake.threads, "prior's quality") as progres
         images, labels = sample_classes(prior, PER_CLASS, scale, seed=0, progress=progress)
         if classifier:
             quality["agreement"][str(scale)] = agreement(classifier, images, labels)
-        rows.append(images.view(prior.classes, PER_CLASS, *images.shape[1:])[:, : SHOWN // 2])
+        rows.append(images.view(len(data.classes), PER_CLASS, *images.shape[1:])[:, : SHOWN // 2])
     # A row per class: the left half without guidance, the right half at the largest scale.
     grid = torch.cat([rows[0], rows[-1]], 1).flatten(0, 1)
     save_image(grid, snakemake.output.samples, nrow=SHOWN, padding=1)

@@ -1,19 +1,22 @@
-"""Map a stage-1 set to a recovered one."""
+"""Map a stage-1 set to a recovered one, or some of its classes to a shard of it."""
 
+from diver.config.prior import PriorOptions
 from diver.config.recover import SETTINGS
 from diver.prior.load import load_prior
 from diver.progress import step_log
-from diver.recover import METHODS
-from diver.sets import DistilledSet
+from diver.recover.run import recover_file
 
 wildcards, params = snakemake.wildcards, snakemake.params
-label = f"{wildcards.stage2} on {wildcards.stage1}, IPC {wildcards.ipc}"
-with step_log(snakemake.log[0], snakemake.threads, label) as progress:
-    recovered = METHODS[params.method](
-        DistilledSet.read(snakemake.input.set),
-        load_prior(params.prior),
+classes = range(*params.classes) if params.get("classes") else None
+part = f", classes {classes.start} to {classes.stop - 1}" if classes else ""
+with step_log(snakemake.log[0], snakemake.threads, f"{wildcards.stage2} on {wildcards.stage1}{part}") as progress:
+    recover_file(
+        snakemake.input.set,
+        snakemake.output.set,
+        load_prior(params.prior, PriorOptions(**params.options)),
+        params.method,
         SETTINGS[params.method](**params.settings),
         code=params.code,
+        classes=classes,
         progress=progress,
     )
-    recovered.write(snakemake.output.set)

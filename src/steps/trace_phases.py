@@ -2,21 +2,22 @@
 
 import numpy as np
 
+from diver.config.prior import PriorOptions
 from diver.config.recover import DIVERConfig
 from diver.prior.load import load_prior
 from diver.progress import step_log
-from diver.recover.diver import trace_diver
+from diver.recover.trace import trace_diver
 from diver.sets import DistilledSet
 
 with step_log(snakemake.log[0], snakemake.threads, "trajectory"):
     config = DIVERConfig(**snakemake.params.settings)
     source = DistilledSet.read(snakemake.input.set)
-    trace = trace_diver(source, load_prior(snakemake.params.prior), config)
+    trace = trace_diver(source, load_prior(snakemake.params.prior, PriorOptions(**snakemake.params.options)), config)
     np.savez(
         snakemake.output.trace,
         indices=trace.indices.numpy(),
         timesteps=trace.timesteps.numpy(),
         images=trace.images.numpy(),
-        window=np.array(config.window()),
+        window=np.array(trace.window),
         classes=np.array(source.classes),
     )

@@ -57,13 +57,45 @@ class DiTTraining(Model):
     )
 
 
-class PriorChoice(Model):
+class PriorOptions(Model):
+    """How a prior is read and run; what is left out follows from its source."""
+
+    family: Literal["auto", "dit", "sit", "stable-diffusion"] = Field(
+        "auto",
+        description="Kind of network. auto reads it from model_index.json, or from the name of a single file "
+        "(DiT-*.pt, SiT-*.pt).",
+    )
+    autoencoder: str | None = Field(
+        None,
+        description="Directory or hub name of another autoencoder (AutoencoderKL or AutoencoderTiny) than the "
+        "source's; a single-file checkpoint has none and takes stabilityai/sd-vae-ft-mse.",
+    )
+    revision: str | None = Field(
+        None, description="Commit of a hub source; the tested one where the project knows one."
+    )
+    autoencoder_revision: str | None = Field(None, description="Commit of a hub autoencoder.")
+    sha256: dict[str, str] = Field(
+        {}, description="Expected SHA-256 of files, by path in the source; known ones are verified without asking."
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of network and autoencoder.")
+    compile: bool = Field(False, description="Compile the network's repeated blocks (torch.compile): pays on a GPU.")
+    vae_chunk: int | None = Field(None, ge=1, description="Images that the autoencoder handles at once; none: all.")
+    time_frequencies: Literal["auto", "diffusers", "original"] = Field(
+        "auto",
+        description="Frequencies of a DiT's time embedding: original is what DiT's and SiT's released weights were "
+        "trained with, diffusers what its class computes. auto: original for single files and for the known hub names.",
+    )
+    prompt: str = Field("{}", description="Stable Diffusion's prompt; {} is the class's name in words.")
+    negative_prompt: str = Field("", description="Stable Diffusion's prompt of the unconditional estimate.")
+
+
+class PriorChoice(PriorOptions):
     """Where the prior comes from."""
 
     source: str = Field(
         "shipped",
         description="shipped: the project's own for the dataset. trained: trained by this workflow. Otherwise a local "
-        "directory or a hub name (owner/name) in diffusers' DiT layout.",
+        "directory or a hub name (owner/name) in diffusers' layout, or a single-file checkpoint of DiT or SiT.",
     )
     seed: int = Field(0, ge=0, description="Seed of the training.")
     vae: VAETraining = Field(VAETraining(), description="Training of the autoencoder, when trained.")
@@ -72,3 +104,7 @@ class PriorChoice(Model):
         None,
         description="Weights of a CIFAR-10 ResNet-20 that judges a trained prior; none: not judged.",
     )
+
+    def options(self) -> PriorOptions:
+        """The part that reading the prior needs, without how it is trained."""
+        return PriorOptions(**self.model_dump(include=set(PriorOptions.model_fields)))

@@ -1,6 +1,7 @@
 """Settings of the stage-2 methods."""
 
-from typing import Literal, Self
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,7 +13,10 @@ class RecoverConfig(Model):
 
     seed: int = Field(1, ge=0, description="Seed of all noise; each image draws from its own key under it.")
     batch: int = Field(
-        50, ge=1, description="Images processed together; the result does not depend on it beyond rounding."
+        50,
+        ge=1,
+        description="Images processed together; the result does not depend on it beyond rounding. Halved where memory "
+        "runs out.",
     )
     input_range: Literal["denormalised", "raw"] = Field(
         "denormalised",
@@ -20,6 +24,18 @@ class RecoverConfig(Model):
         "unchanged, as the public PReDD code does, although standardised images exceed that range.",
     )
     vae_sample: bool = Field(True, description="Sample the autoencoder's posterior, as PReDD does; otherwise its mean.")
+    tiles: int = Field(
+        1,
+        ge=1,
+        description="Cut each image into so many rows and columns, recover each piece and put them together again: 2 "
+        "for NCFM, whose images hold four.",
+    )
+    output_size: int | None = Field(
+        None, ge=1, description="Size of the result (bilinear); the prior's own when left out."
+    )
+    class_ids: list[int] | None = Field(
+        None, description="The prior's class for each class of the set; found by name or order when left out."
+    )
 
 
 class ChainConfig(RecoverConfig):
@@ -69,6 +85,11 @@ class DIVERConfig(ChainConfig):
     sp_low: int = Field(25, ge=0, description="Lower end of the guidance window, included.")
     sp_high: int = Field(40, ge=0, description="Upper end of the guidance window, included.")
     index_base: Literal[0, 1] = Field(0, description="1 reads t_f, sp_low and sp_high as steps counted from 1.")
+    level_by: Literal["index", "noise"] = Field(
+        "index",
+        description="What t_f, sp_low and sp_high mean on another schedule than DiT's: the same indices, or the levels "
+        "with the signal-to-noise ratio that DiT's schedule has there.",
+    )
     gamma: float = Field(0.1, ge=0, description="Guidance scale; the paper takes 0.02 for NCFM.")
     sg_residual: Literal["pred_x0", "x_t"] = Field("pred_x0", description="What is pulled to the clean latent.")
     sg_sigma: Literal["learned", "posterior", "none"] = Field(
@@ -98,4 +119,54 @@ SETTINGS: dict[str, type[RecoverConfig]] = {
     "raw": RawConfig,
     "predd": PReDDConfig,
     "diver": DIVERConfig,
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published setting: the method, its settings where they are not the defaults, and where they stand."""
+
+    method: str
+    settings: dict[str, Any]
+    source: str
+
+
+# DiT's released sampler, which PReDD, DIVER and MGD3 build on: three guided channels, and images as they are stored.
+_RELEASED = {"cfg_channels": 3, "input_range": "raw"}
+_DIVER = {**_RELEASED, "sg_sigma": "learned"}
+_PREDD = {**_RELEASED, "sampler": "ddpm"}
+_MGD3 = {**_DIVER, "start": "gaussian", "sp_low": 26, "sp_high": 49, "input_range": "denormalised"}
+
+PRESETS: dict[str, Preset] = {
+    "diver-paper": Preset(
+        "diver", _DIVER, "DIVER: t_f 25, t_r 50, window 40 to 25, gamma 0.1, DDIM; residual as in its code"
+    ),
+    "diver-paper-ncfm": Preset(
+        "diver", {**_DIVER, "gamma": 0.02, "tiles": 2}, "DIVER for NCFM: gamma 0.02, four pieces"
+    ),
+    "diver-paper-text": Preset(
+        "diver",
+        {**_DIVER, "sg_residual": "x_t", "index_base": 1},
+        "DIVER as its text reads: noisy residual, steps from 1",
+    ),
+    "raw-dit": Preset("raw", _RELEASED, "DIVER, ablation: raw DiT with guidance towards the class"),
+    "ladder-inheritance": Preset("diver", {**_DIVER, "gamma": 0}, "DIVER, ablation: inheritance"),
+    "ladder-guidance": Preset(
+        "diver", {**_DIVER, "start": "gaussian", "sp_low": 0, "sp_high": 49}, "DIVER, ablation: guidance at every step"
+    ),
+    "ladder-both": Preset("diver", {**_DIVER, "sp_low": 0, "sp_high": 49}, "DIVER, ablation: both, at every step"),
+    "predd-dm": Preset("predd", {**_PREDD, "by_ipc": {1: (10, 15), 10: (20, 20)}}, "PReDD's README, DM"),
+    "predd-ncfm": Preset(
+        "predd", {**_PREDD, "by_ipc": {1: (25, 30), 10: (30, 35)}, "tiles": 2}, "PReDD's README, NCFM: four pieces"
+    ),
+    "predd-mtt": Preset("predd", {**_PREDD, "by_ipc": {1: (10, 10), 10: (10, 10)}}, "PReDD's README, MTT"),
+    "predd-edf": Preset("predd", {**_PREDD, "by_ipc": {1: (10, 10), 10: (10, 15)}}, "PReDD's README, EDF"),
+    "mgd3": Preset(
+        "diver", {**_MGD3, "sampler": "ddpm"}, "MGD3: from noise, lambda 0.1 down to index 26; images are modes"
+    ),
+    "manifoldgd-mgd3": Preset(
+        "diver",
+        {**_MGD3, "sg_inject": "clean"},
+        "ManifoldGD's code, DDIM form of MGD3: moves the predicted clean latent",
+    ),
 }

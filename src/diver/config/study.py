@@ -48,10 +48,25 @@ class DistillEntry(Model):
 class RecoverEntry(Model):
     """A stage-2 treatment of the study."""
 
-    method: str = Field(description="Name in the registry of stage-2 methods.")
+    method: str = Field("", description="Name in the registry of stage-2 methods; a preset's own when left out.")
+    preset: str | None = Field(None, description="A published setting to start from; `diver presets` lists them.")
     label: str = Field(description="Name in tables and figures.")
     settings: dict[str, Any] = Field({}, description="The method's settings; what is left out takes its default.")
     applies_to: list[str] | None = Field(None, description="Stage-1 entries that it is applied to; all when left out.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, given: Any) -> Any:
+        """Take the method of the preset."""
+        if isinstance(given, dict) and given.get("preset") is not None:
+            name = given["preset"]
+            if name not in recover.PRESETS:
+                raise ValueError(f"unknown preset {name!r}; {nearest(str(name), list(recover.PRESETS))}")
+            method = recover.PRESETS[name].method
+            if given.get("method") not in (None, "", method):
+                raise ValueError(f"preset {name!r} is one of method {method!r}, not {given['method']!r}")
+            return {**given, "method": method}
+        return given
 
     @model_validator(mode="after")
     def _settings(self) -> Self:
@@ -59,8 +74,9 @@ class RecoverEntry(Model):
         return self
 
     def full(self) -> dict[str, Any]:
-        """All settings, defaults filled in."""
-        return _checked(self.settings, self.method, recover.SETTINGS)
+        """All settings, the preset's and the defaults filled in."""
+        base = recover.PRESETS[self.preset].settings if self.preset else {}
+        return _checked({**base, **self.settings}, self.method, recover.SETTINGS)
 
 
 class Report(Model):
@@ -70,6 +86,11 @@ class Report(Model):
     ladder_of: str | None = Field(None, description="Stage-1 entry that the ladder is shown for.")
     gallery: list[str] = Field([], description="Stage-2 entries shown in the gallery, in order.")
     phases_of: str | None = Field(None, description="Stage-2 entry (method diver) whose trajectory is pictured.")
+    reference_per_class: int = Field(
+        1000,
+        ge=6,
+        description="Real training images of each class, at most, that the sets' images are measured against.",
+    )
 
 
 class Study(Model):
@@ -81,6 +102,9 @@ class Study(Model):
     prior: PriorChoice = Field(description="The autoencoder and diffusion transformer.")
     distill: dict[str, DistillEntry] = Field(min_length=1, description="Stage-1 sets by short name.")
     recover: dict[str, RecoverEntry] = Field({}, description="Stage-2 treatments by short name.")
+    shards: int = Field(
+        1, ge=1, description="Jobs that a recovery is divided into, by ranges of classes: one per GPU for a large set."
+    )
     teacher: Teacher | None = Field(None, description="For soft-label protocols and as the encoder of coresets.")
     students: Students = Field(description="The evaluation.")
     report: Report = Field(Report(), description="Tables and figures.")

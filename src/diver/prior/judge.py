@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diver.prior.load import Prior, PriorError
-from diver.prior.schedule import respace
+from diver.prior.base import Prior, PriorError
+from diver.prior.dit import ClassConditionalPrior
 from diver.progress import Progress
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -81,18 +81,22 @@ def sample_classes(
     """Samples from Gaussian noise by 50 deterministic DDIM steps.
 
     Returns (images in [0, 1] after 8-bit rounding, float32 [classes * per_class, C, H, W]; labels, class-major).
+    Raises PriorError for a prior of texts.
     """
+    if not isinstance(prior, ClassConditionalPrior):
+        raise PriorError(f"prior {prior.name} has no classes of its own to judge")
     # Raw sampling lives in a later room; here one plain DDIM loop serves the judgement.
-    schedule = respace(prior.alphas_cumprod, "50")
+    schedule = prior.schedule("50")
     labels = torch.arange(prior.classes).repeat_interleave(per_class)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(labels), *prior.latent_shape, generator=generator)
     images = []
     for z, y in zip(noise.split(batch), labels.split(batch), strict=True):
+        z, y = z.to(prior.device), y.to(prior.device)
         for k in range(len(schedule) - 1, -1, -1):
-            said = prior.denoise(z, int(schedule.timesteps[k]), y, cfg_scale)
-            before = schedule.alpha(k - 1)
-            z = before**0.5 * said.clean + (1 - before) ** 0.5 * said.noise
+            said = prior.denoise(z, schedule.level(k), y, cfg_scale)
+            below = schedule.level(k - 1)
+            z = below.signal * said.clean + below.noise * said.noise
         images.append((((prior.decode(z).clamp(-1, 1) + 1) * 127.5).round() / 255).cpu())
         if progress is not None:
             progress(sum(map(len, images)), len(labels), f"samples, guidance {cfg_scale},")

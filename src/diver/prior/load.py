@@ -1,162 +1,169 @@
-"""A prior: autoencoder, class-conditional diffusion transformer and noise schedule, in diffusers' layout."""
+"""Reading a prior: a directory or a hub name in diffusers' layout, or a single-file checkpoint of DiT or SiT."""
 
-from dataclasses import dataclass
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DiTPipeline, DiTTransformer2DModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, DiTTransformer2DModel
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
+from diver.config.prior import PriorOptions
+from diver.prior.base import Prior, PriorError, load_part
+from diver.prior.checkpoint import load_checkpoint
+from diver.prior.dit import DiTPrior, SiTPrior, original_time_frequencies, share_embedders
+from diver.prior.hub import KNOWN, fetch, verify
+
 diffusers_logging.disable_progress_bar()
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEFAULT_AUTOENCODER = "stabilityai/sd-vae-ft-mse"
+PIPELINES = {"DiTPipeline": "dit", "StableDiffusionPipeline": "stable-diffusion"}
 
-class PriorError(ValueError):
-    """A prior cannot be loaded or does not fit; the message names it and the remedy."""
+
+def best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@dataclass(frozen=True)
-class Denoised:
-    """What the network says about a noisy latent.
+def load_prior(source: str | Path, options: PriorOptions | None = None, device: str | None = None) -> Prior:
+    """Load a prior, frozen, onto `device` (a GPU where there is one, when left out).
 
-    `noise`: guided noise estimate, [N, c, h, w]. `clean`: the clean latent that follows from it, same shape.
-    `log_variance`: the network's own log variance in [-1, 1] units of its range (DiT with learned variance),
-    or None when the network has none.
+    Raises PriorError naming the source and what to do when it is missing, damaged, incomplete or unreachable.
     """
+    options = options or PriorOptions()
+    source = str(source)
+    root, revision = fetch(source, options.revision)
+    family = _family(root, options.family)
+    known = KNOWN.get(source)
+    facts: dict[str, Any] = {"prior": source, "family": family, "precision": options.precision}
+    if revision:
+        facts["revision"] = revision
+    if options.sha256:
+        facts["sha256"] = verify(root, options.sha256, source)
+    elif known and revision == known.revision:
+        facts["sha256"] = verify(root, known.sha256, source, required=False)
+    autoencoder = options.autoencoder or (DEFAULT_AUTOENCODER if root.is_file() else None)
+    vae = _autoencoder(autoencoder, options, facts) if autoencoder else load_part(_vae_class(root), root, "vae")
+    if family == "stable-diffusion":
+        from diver.prior.stable_diffusion import load_stable_diffusion
 
-    noise: Tensor
-    clean: Tensor
-    log_variance: Tensor | None
-
-
-@dataclass(frozen=True)
-class Prior:
-    """The frozen networks. Latents are scaled by `vae.config.scaling_factor`; images are in [-1, 1]."""
-
-    vae: AutoencoderKL | AutoencoderTiny
-    transformer: DiTTransformer2DModel
-    alphas_cumprod: Tensor
-    prediction_type: str
-    name: str
-
-    @property
-    def classes(self) -> int:
-        return int(self.transformer.config.num_embeds_ada_norm)
-
-    @property
-    def null_class(self) -> int:
-        """Label of the unconditional estimate: the last embedding."""
-        return self.classes
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        size = self.transformer.config.sample_size
-        return self.transformer.config.in_channels, size, size
-
-    @property
-    def image_size(self) -> int:
-        return self.latent_shape[1] * 2 ** (len(self.vae.config.block_out_channels) - 1)
-
-    @property
-    def image_channels(self) -> int:
-        return int(self.vae.config.in_channels)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.transformer.dtype
-
-    @property
-    def learns_variance(self) -> bool:
-        return self.transformer.config.out_channels == 2 * self.transformer.config.in_channels
-
-    @torch.inference_mode()
-    def encode(self, images: Tensor, noise: Tensor | None) -> Tensor:
-        """Scaled latents [N, c, h, w] of images [N, C, H, W] in [-1, 1].
-
-        `noise`: unit normal [N, c, h, w] for a posterior sample; None for the posterior mean. An
-        `AutoencoderTiny` has no posterior, and ignores it.
-        """
-        encoded = self.vae.encode(images.to(self.dtype))
-        if isinstance(self.vae, AutoencoderTiny):
-            return encoded.latents * self.vae.config.scaling_factor
-        posterior = encoded.latent_dist
-        latent = posterior.mean if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean)
-        return latent * self.vae.config.scaling_factor
-
-    @torch.inference_mode()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images, float32 [N, C, H, W], nominally in [-1, 1] and not clipped, of scaled latents [N, c, h, w]."""
-        return self.vae.decode(latents.to(self.dtype) / self.vae.config.scaling_factor).sample.float()
-
-    @torch.inference_mode()
-    def denoise(
-        self, latents: Tensor, timestep: int, labels: Tensor, cfg_scale: float, cfg_channels: int | None = None
-    ) -> Denoised:
-        """Estimate noise and clean latent at a training timestep with classifier-free guidance.
-
-        `latents`: [N, c, h, w]; `labels`: int64 [N]. The estimate is e_u + cfg_scale (e_c - e_u) (Ho and
-        Salimans 2022) in the first `cfg_channels` channels and e_c in the others; None guides all. DiT's
-        released sampler guides three of its four. Without guidance (scale 1) one pass is made instead of two.
-        """
-        alpha = float(self.alphas_cumprod[timestep])
-        guided = cfg_scale != 1
-        batch = torch.cat([latents, latents]) if guided else latents
-        classes = torch.cat([labels, torch.full_like(labels, self.null_class)]) if guided else labels
-        steps = torch.full((len(batch),), timestep, device=latents.device)
-        output = self.transformer(batch.to(self.dtype), timestep=steps, class_labels=classes).sample.to(latents.dtype)
-        channels = latents.shape[1]
-        predicted, log_variance = output[:, :channels], output[:, channels:] if self.learns_variance else None
-        noise = noise_of(predicted, batch, alpha, self.prediction_type)
-        if guided:
-            conditional, unconditional = noise.chunk(2)
-            noise = conditional.clone()
-            some = slice(None, cfg_channels)
-            noise[:, some] = unconditional[:, some] + cfg_scale * (conditional[:, some] - unconditional[:, some])
-            log_variance = None if log_variance is None else log_variance.chunk(2)[0]
-        clean = (latents - (1 - alpha) ** 0.5 * noise) / alpha**0.5
-        return Denoised(noise, clean, log_variance)
+        prior: Prior = load_stable_diffusion(root, vae, source, options)
+    else:
+        prior = _transformer(root, vae, source, family, options, known is not None and known.original_time)
+    prior.facts, prior.vae_chunk = facts, options.vae_chunk
+    return _placed(prior, options, device or best_device())
 
 
-def noise_of(predicted: Tensor, latents: Tensor, alpha: float, prediction_type: str) -> Tensor:
-    """The noise estimate that a network output stands for; all [N, c, h, w], `alpha` cumulative.
-
-    "epsilon" is the noise itself; "v_prediction" is sqrt(alpha) noise - sqrt(1 - alpha) clean
-    (Salimans and Ho 2022, appendix D). Raises PriorError for any other type.
-    """
-    if prediction_type == "epsilon":
-        return predicted
-    if prediction_type == "v_prediction":
-        return alpha**0.5 * predicted + (1 - alpha) ** 0.5 * latents
-    raise PriorError(f"prediction type {prediction_type!r} is not supported; epsilon and v_prediction are")
-
-
-def load_prior(source: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Prior:
-    """Load a prior from a local directory in diffusers' layout or from a hub name.
-
-    Raises PriorError naming the source and what to do when it is missing, incomplete or unreachable.
-    """
-    path = Path(source)
-    if path.is_dir() and not (path / "model_index.json").exists():
+def _family(root: Path, asked: str) -> str:
+    """Kind of network at a path; raises PriorError if it cannot be told or is another than asked for."""
+    if root.is_file():
+        told = next((family for family in ("dit", "sit") if root.name.lower().startswith(family)), None)
+        if asked == "auto" and told is None:
+            raise PriorError(
+                f"{root}: say whether it is DiT or SiT, whose files look alike: family: dit or family: sit"
+            )
+        return asked if asked != "auto" else str(told)
+    index = root / "model_index.json"
+    if not index.exists():
         raise PriorError(
-            f"{path}: no model_index.json; a prior is a directory as written by DiTPipeline.save_pretrained"
+            f"{root}: no model_index.json; a prior is a directory as written by DiTPipeline.save_pretrained"
         )
-    if not path.exists() and (path.is_absolute() or str(source).count("/") != 1):
-        raise PriorError(f"{source}: no such directory, and not a hub name (owner/name)")
     try:
-        pipeline = DiTPipeline.from_pretrained(str(source), dtype=dtype, local_files_only=path.is_dir())
+        pipeline = json.loads(index.read_text()).get("_class_name")
+    except ValueError as error:
+        raise PriorError(f"{index}: not JSON ({error})") from error
+    if pipeline not in PIPELINES:
+        raise PriorError(f"{index}: pipeline {pipeline!r} is not supported; {', '.join(PIPELINES)} are")
+    found = PIPELINES[pipeline]
+    # SiT has no pipeline of its own; its networks are kept in DiT's layout.
+    if asked not in ("auto", found) and (asked, found) != ("sit", "dit"):
+        raise PriorError(f"{root}: holds a {pipeline}, but family is {asked}")
+    return found if asked == "auto" else asked
+
+
+def _vae_class(root: Path, subfolder: str = "vae") -> type[Any]:
+    """AutoencoderKL or AutoencoderTiny, as a configuration says."""
+    path = root / subfolder / "config.json"
+    try:
+        name = json.loads(path.read_text()).get("_class_name")
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        raise PriorError(f"{path}: {error}; an autoencoder has a config.json") from error
+    kinds: dict[str, type[Any]] = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+    if name not in kinds:
+        raise PriorError(f"{path}: {name!r} is not supported; {', '.join(kinds)} are")
+    return kinds[name]
+
+
+def _autoencoder(source: str, options: PriorOptions, facts: dict[str, Any]) -> Any:
+    root, revision = fetch(source, options.autoencoder_revision)
+    facts["autoencoder"] = source
+    known = KNOWN.get(source)
+    if revision:
+        facts["autoencoder_revision"] = revision
+    if known and revision == known.revision:
+        facts["autoencoder_sha256"] = verify(root, known.sha256, source, required=False)
+    return load_part(_vae_class(root, ""), root, None)
+
+
+def _transformer(
+    root: Path, vae: Any, source: str, family: str, options: PriorOptions, known_original: bool
+) -> DiTPrior | SiTPrior:
+    labels: dict[str, int] | None = None
+    if root.is_file():
+        network = load_checkpoint(root)
+        alphas, prediction = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), "epsilon"
+        alphas = (1 - alphas).cumprod(0)
+        if options.time_frequencies == "diffusers":
+            raise PriorError(f"{source}: a single-file checkpoint has DiT's own time frequencies; leave them out")
+    else:
+        network = load_part(DiTTransformer2DModel, root, "transformer")
+        share_embedders(network)
+        if options.time_frequencies == "original" or (options.time_frequencies == "auto" and known_original):
+            original_time_frequencies(network)
+        scheduler = load_part(DDIMScheduler, root, "scheduler")
+        alphas, prediction = scheduler.alphas_cumprod.double(), scheduler.config.prediction_type
+        labels = _labels(root)
+    fits = vae.config.latent_channels == network.config.in_channels
+    if not fits:
         raise PriorError(
-            f"{source}: cannot be loaded ({reason}). With a network: `hf download {source}`; "
-            "without: give a local directory in diffusers' layout"
-        ) from error
-    pipeline.to(device)
-    for model in (pipeline.vae, pipeline.transformer):
+            f"{source}: the network takes {network.config.in_channels} latent channels, the autoencoder has "
+            f"{vae.config.latent_channels}"
+        )
+    if family == "sit":
+        return SiTPrior(vae, network, source, labels=labels)
+    return DiTPrior(vae, network, source, labels=labels, alphas_cumprod=alphas, prediction_type=prediction)
+
+
+def _labels(root: Path) -> dict[str, int] | None:
+    """Class of each name, where the pipeline's index lists them: several names a class, separated by commas."""
+    listed = json.loads((root / "model_index.json").read_text()).get("id2label")
+    if not isinstance(listed, dict):
+        return None
+    return {name.strip(): int(i) for i, names in listed.items() for name in str(names).split(",")}
+
+
+def _placed(prior: Prior, options: PriorOptions, device: str) -> Prior:
+    for model in (prior.vae, prior.network):
+        # diffusers' own `to` warns of modules that are to stay in float32, of which these models have none.
+        torch.nn.Module.to(model, device=device, dtype=DTYPES[options.precision])
         model.eval().requires_grad_(False)
-    return Prior(
-        pipeline.vae,
-        pipeline.transformer,
-        pipeline.scheduler.alphas_cumprod.double(),
-        pipeline.scheduler.config.prediction_type,
-        str(source),
-    )
+    if options.compile:
+        compile_blocks(prior)
+    return prior
+
+
+def compile_blocks(prior: Prior) -> None:
+    """Compile what repeats in the network, so that one compilation serves all of its blocks."""
+    blocks = getattr(prior.network, "transformer_blocks", None)
+    if blocks is None:
+        prior.network.compile(dynamic=False)
+        return
+    for block in blocks:
+        block.compile(dynamic=False)
+
+
+def parameters(prior: Prior) -> int:
+    """Parameters that are held, each counted once."""
+    seen: dict[int, Tensor] = {p.data_ptr(): p for m in (prior.vae, prior.network) for p in m.parameters()}
+    return sum(p.numel() for p in seen.values())

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 
-from diver.recover.diver import recover_diver
-from diver.recover.predd import recover_predd
-from diver.recover.raw import recover_raw
-from diver.recover.vae import recover_vae
-from diver.sets import DistilledSet
+from diver.recover.base import LatentMap
+from diver.recover.diver import diver_map
+from diver.recover.predd import predd_map
+from diver.recover.raw import raw_map
+from diver.recover.vae import vae_map
 
-METHODS: dict[str, Callable[..., DistilledSet]] = {
-    "vae": recover_vae,
-    "raw": recover_raw,
-    "predd": recover_predd,
-    "diver": recover_diver,
+METHODS: dict[str, Callable[..., LatentMap]] = {
+    "vae": vae_map,
+    "raw": raw_map,
+    "predd": predd_map,
+    "diver": diver_map,
 }

@@ -17,99 +17,68 @@ import torch
 from torch import Tensor
 
 from diver.config.recover import DIVERConfig
-from diver.prior.load import Prior
-from diver.prior.schedule import Schedule
-from diver.progress import Progress
-from diver.recover.base import (
-    denoiser,
-    encode,
-    recover_batches,
-    require_index,
-    schedule_of,
-    symmetric_images,
-)
+from diver.prior.base import Prior
+from diver.prior.schedule import Schedule, respace
+from diver.recover.base import LatentMap, denoiser, encode, require_index
 from diver.recover.sampler import Guidance, KeyedNoise, Observer, add_noise, run_chain
-from diver.sets import DistilledSet
 
 
 @dataclass(frozen=True)
 class Chain:
-    """DIVER's chain for one prior and setting; raises ValueError if an index is outside the schedule."""
+    """DIVER's chain for one prior and setting; `t_f` and `window` are indices of the prior's schedule, from 0."""
 
     prior: Prior
     config: DIVERConfig
     schedule: Schedule
+    t_f: int
+    window: tuple[int, int]
 
     @classmethod
     def of(cls, prior: Prior, config: DIVERConfig) -> "Chain":
-        schedule = schedule_of(prior, config)
-        require_index("t_f", config.t_f - config.index_base, schedule)
+        """Raises ValueError if an index is outside the schedule, or sigma is to be learned and the prior has none."""
+        schedule = prior.schedule(config.respacing)
+        t_f, (low, high) = config.t_f - config.index_base, config.window()
+        if config.start == "inherit":
+            require_index("t_f", t_f, schedule)
         require_index("t_r", config.t_r, schedule, len(schedule))
         if config.gamma:
-            require_index("sp_high", config.window()[1], schedule)
-        return cls(prior, config, schedule)
+            require_index("sp_high", high, schedule)
+            if config.sg_sigma == "learned" and config.sg_inject == "sample" and not prior.learns_variance:
+                raise ValueError(
+                    f"sg_sigma 'learned' needs a network that predicts its variance, and {prior.name} has none; "
+                    "choose 'posterior'"
+                )
+        if config.level_by == "noise":
+            reference = dit_schedule(config.respacing)
+            t_f, low, high = (schedule.nearest(reference.alpha(k)) for k in (t_f, low, high))
+        return cls(prior, config, schedule, t_f, (low, high))
 
-    def run(self, images: Tensor, labels: Tensor, noise: KeyedNoise, observe: Observer | None = None) -> Tensor:
+    def run(self, images: Tensor, condition: Tensor, noise: KeyedNoise, observe: Observer | None = None) -> Tensor:
         """Scaled latents at the end of the chain, [N, c, h, w], for images [N, C, S, S] in [-1, 1]."""
         config, schedule = self.config, self.schedule
         clean = encode(images, self.prior, config, noise)
         start = noise.draw("start", self.prior.latent_shape, clean)
         if config.start == "inherit":
-            start = add_noise(clean, start, schedule.alpha(config.t_f - config.index_base))
-        low, high = config.window()
+            start = add_noise(clean, start, schedule, self.t_f, at=config.t_r - 1)
         return run_chain(
             start,
             schedule,
-            denoiser(self.prior, schedule, labels, config),
+            denoiser(self.prior, schedule, condition, config),
             config.t_r - 1,
             noise,
             stepper=config.sampler,
             eta=config.eta,
-            guidance=Guidance(clean, config.gamma, low, high, config.sg_residual, config.sg_sigma, config.sg_inject),
+            guidance=Guidance(clean, config.gamma, *self.window, config.sg_residual, config.sg_sigma, config.sg_inject),
             observe=observe,
         )
 
 
-def recover_diver(
-    source: DistilledSet, prior: Prior, config: DIVERConfig, code: str = "", progress: Progress | None = None
-) -> DistilledSet:
-    """Recover each image of a set; one output per input, in [-1, 1], at the prior's image size.
-
-    Raises ValueError if an index is outside the schedule or sigma is to be learned and the prior does not learn it.
-    """
-    chain, labels = Chain.of(prior, config), source.hard_labels()
-    images = symmetric_images(source, prior, config.input_range)
-
-    def one(part: slice, noise: KeyedNoise) -> Tensor:
-        return prior.decode(chain.run(images[part], labels[part], noise))
-
-    return recover_batches(source, config, "diver", code, prior, one, progress)
+def dit_schedule(respacing: str) -> Schedule:
+    """The schedule that DIVER's indices are given on: DiT's linear betas, 1000 steps."""
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    return respace((1 - betas).cumprod(0), respacing)
 
 
-@dataclass(frozen=True)
-class Trace:
-    """Predicted clean images along the chain, from the noisy end to the clean one.
-
-    `indices`, `timesteps`: int64 [K]. `images`: float32 [K, N, C, S, S], decoded, nominally in [-1, 1].
-    """
-
-    indices: Tensor
-    timesteps: Tensor
-    images: Tensor
-
-
-def trace_diver(source: DistilledSet, prior: Prior, config: DIVERConfig) -> Trace:
-    """The chain of the first image of each class, seen as its predicted clean image at every step."""
-    chain = Chain.of(prior, config)
-    firsts = range(0, len(source.images), source.ipc)
-    images = symmetric_images(source, prior, config.input_range)[list(firsts)]
-    seen: list[tuple[int, Tensor]] = []
-    with torch.inference_mode():
-        chain.run(
-            images,
-            source.hard_labels()[list(firsts)],
-            KeyedNoise(config.seed, firsts),
-            lambda k, clean, state: seen.append((k, prior.decode(clean))),
-        )
-    indices = torch.tensor([k for k, _ in seen])
-    return Trace(indices, chain.schedule.timesteps[indices], torch.stack([image for _, image in seen]).clone())
+def diver_map(prior: Prior, config: DIVERConfig, ipc: int) -> LatentMap:
+    """One output per input. Raises ValueError as `Chain.of`."""
+    return Chain.of(prior, config).run

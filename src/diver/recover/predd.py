@@ -3,37 +3,26 @@
 from torch import Tensor
 
 from diver.config.recover import PReDDConfig
-from diver.prior.load import Prior
-from diver.progress import Progress
-from diver.recover.base import (
-    denoiser,
-    encode,
-    recover_batches,
-    require_index,
-    schedule_of,
-    symmetric_images,
-)
+from diver.prior.base import Prior
+from diver.recover.base import LatentMap, denoiser, encode, require_index
 from diver.recover.sampler import KeyedNoise, add_noise, run_chain
-from diver.sets import DistilledSet
 
 
-def recover_predd(
-    source: DistilledSet, prior: Prior, config: PReDDConfig, code: str = "", progress: Progress | None = None
-) -> DistilledSet:
-    """z = sqrt(a) E(x) + sqrt(1 - a) n at index forward_t, then reverse_t steps. Returns a set in [-1, 1].
+def predd_map(prior: Prior, config: PReDDConfig, ipc: int) -> LatentMap:
+    """z = signal E(x) + noise level n at index forward_t, then reverse_t steps.
 
     Raises ValueError if a level is outside the schedule.
     """
-    schedule, labels = schedule_of(prior, config), source.hard_labels()
-    forward_t, reverse_t = config.levels(source.ipc)
+    schedule = prior.schedule(config.respacing)
+    forward_t, reverse_t = config.levels(ipc)
     require_index("forward_t", forward_t, schedule)
     require_index("reverse_t", reverse_t, schedule, len(schedule))
-    images = symmetric_images(source, prior, config.input_range)
 
-    def one(part: slice, noise: KeyedNoise) -> Tensor:
-        clean = encode(images[part], prior, config, noise)
-        start = add_noise(clean, noise.draw("start", prior.latent_shape, clean), schedule.alpha(forward_t))
-        denoise = denoiser(prior, schedule, labels[part], config)
-        return prior.decode(run_chain(start, schedule, denoise, reverse_t - 1, noise, stepper=config.sampler))
+    def one(images: Tensor, condition: Tensor, noise: KeyedNoise) -> Tensor:
+        clean = encode(images, prior, config, noise)
+        fresh = noise.draw("start", prior.latent_shape, clean)
+        start = add_noise(clean, fresh, schedule, forward_t, at=reverse_t - 1)
+        denoise = denoiser(prior, schedule, condition, config)
+        return run_chain(start, schedule, denoise, reverse_t - 1, noise, stepper=config.sampler)
 
-    return recover_batches(source, config, "predd", code, prior, one, progress)
+    return one

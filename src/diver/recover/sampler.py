@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diver.prior.load import Denoised
+from diver.prior.base import Denoised
 from diver.prior.schedule import Schedule
 
 Denoiser = Callable[[Tensor, int], Denoised]
@@ -27,10 +27,10 @@ class KeyedNoise:
     """
 
     seed: int
-    images: Sequence[int]
+    images: Sequence[int | str]
 
     def draw(self, purpose: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """[len(images), *shape] in `like`'s dtype and on its device."""
+        """[len(images), *shape] in `like`'s dtype and on its device; drawn on the CPU, so equal on all devices."""
         rows = []
         for image in self.images:
             key = hashlib.sha256(f"{self.seed}/{image}/{purpose}".encode()).digest()
@@ -67,9 +67,15 @@ class Guidance:
         return self.scale * sigma * (x - self.anchor)
 
 
-def add_noise(clean: Tensor, noise: Tensor, alpha: float) -> Tensor:
-    """sqrt(alpha) clean + sqrt(1 - alpha) noise (Ho et al. 2020, equation 4)."""
-    return alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
+def add_noise(clean: Tensor, noise: Tensor, schedule: Schedule, level: int, at: int | None = None) -> Tensor:
+    """signal * clean + noise level * noise, as of index `level` (Ho et al. 2020, equation 4), as a state at index `at`.
+
+    Where a path does not keep the variance, a state that is taken for one of another index gets the spread that
+    states have there; for a diffusion nothing changes.
+    """
+    here = schedule.level(level)
+    state = here.signal * clean + here.noise * noise
+    return state if at is None else state * (schedule.scale(at) / schedule.scale(level))
 
 
 def log_variance(schedule: Schedule, k: int, raw: Tensor | None) -> Tensor:
@@ -86,21 +92,28 @@ def log_variance(schedule: Schedule, k: int, raw: Tensor | None) -> Tensor:
 
 
 def ddim_step(clean: Tensor, noise: Tensor, fresh: Tensor | None, schedule: Schedule, k: int, eta: float) -> Tensor:
-    """State at index k - 1 (Song et al. 2021, equations 12 and 16); `fresh` is used when eta > 0 and k > 0."""
-    alpha, before = schedule.alpha(k), schedule.alpha(k - 1)
-    sigma = eta * ((1 - before) / (1 - alpha) * (1 - alpha / before)) ** 0.5
-    state = before**0.5 * clean + max(1 - before - sigma**2, 0.0) ** 0.5 * noise
+    """State at index k - 1 (Song et al. 2021, equations 12 and 16); `fresh` is used when eta > 0 and k > 0.
+
+    With eta = 0 on the linear path this is Euler's step along the velocity.
+    """
+    alpha, before, below = schedule.alpha(k), schedule.alpha(k - 1), schedule.level(k - 1)
+    sigma = eta * ((1 - before) / (1 - alpha) * (1 - alpha / before)) ** 0.5 * schedule.scale(k - 1)
+    state = below.signal * clean + max(below.noise**2 - sigma**2, 0.0) ** 0.5 * noise
     return state if fresh is None or k == 0 else state + sigma * fresh
 
 
 def ddpm_step(state: Tensor, clean: Tensor, fresh: Tensor, schedule: Schedule, k: int, raw: Tensor | None) -> Tensor:
-    """Ancestral state at index k - 1 (Ho et al. 2020, equation 7), with the network's variance when it has one."""
+    """Ancestral state at index k - 1 (Ho et al. 2020, equation 7), with the network's variance when it has one.
+
+    A path that does not keep the variance is brought to one that does and back.
+    """
     alpha, before = schedule.alpha(k), schedule.alpha(k - 1)
-    beta = schedule.beta(k)
-    mean = before**0.5 * beta / (1 - alpha) * clean + (1 - beta) ** 0.5 * (1 - before) / (1 - alpha) * state
+    beta, scale = schedule.beta(k), schedule.scale(k - 1)
+    unit = (1 - beta) ** 0.5 * (1 - before) / (1 - alpha) / schedule.scale(k)
+    mean = scale * (before**0.5 * beta / (1 - alpha) * clean + unit * state)
     if k == 0:
         return mean
-    return mean + (0.5 * log_variance(schedule, k, raw)).exp().to(state) * fresh
+    return mean + scale * (0.5 * log_variance(schedule, k, raw)).exp().to(state) * fresh
 
 
 def run_chain(
@@ -130,10 +143,11 @@ def run_chain(
         if guidance is not None and guidance.active(k):
             if guidance.inject == "clean":
                 clean = clean - guidance.pull(state, clean, 1.0)
-                alpha = schedule.alpha(k)
-                estimate = (state - alpha**0.5 * clean) / (1 - alpha) ** 0.5
+                here = schedule.level(k)
+                estimate = (state - here.signal * clean) / here.noise
             else:
-                pull = guidance.pull(state, clean, _sigma(guidance, schedule, k, said.log_variance))
+                sigma = _sigma(guidance, schedule, k, said.log_variance)
+                pull = guidance.pull(state, clean, sigma * schedule.scale(k - 1))
         if stepper == "ddpm":
             fresh = noise.draw(f"step {k}", tuple(state.shape[1:]), state)
             state = ddpm_step(state, clean, fresh, schedule, k, said.log_variance)

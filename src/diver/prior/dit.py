@@ -1,0 +1,135 @@
+"""Class-conditional transformers: DiT, a diffusion, and SiT, the same network on the linear path of flow matching."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import DiTTransformer2DModel
+from torch import Tensor
+
+from diver.prior.base import Prior, PriorError
+from diver.prior.classes import class_ids
+from diver.prior.schedule import Level, Schedule, linear_path, respace
+
+
+@dataclass
+class ClassConditionalPrior(Prior):
+    """What both have in common: integer conditions, one of which is null."""
+
+    network: DiTTransformer2DModel
+    labels: dict[str, int] | None = None
+
+    @property
+    def classes(self) -> int:
+        return int(self.network.config.num_embeds_ada_norm)
+
+    @property
+    def null_class(self) -> int:
+        """Label of the unconditional estimate: the last embedding."""
+        return self.classes
+
+    @property
+    def null(self) -> Tensor:
+        return torch.tensor([self.null_class])
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        size = self.network.config.sample_size
+        return self.network.config.in_channels, size, size
+
+    def class_table(self, classes: Sequence[str], ids: Sequence[int] | None = None) -> Tensor:
+        return torch.tensor(class_ids(classes, ids, self.classes, self.labels, self.name))
+
+    def _network(self, latents: Tensor, level: Level, condition: Tensor) -> Tensor:
+        steps = torch.full((len(latents),), level.timestep, device=latents.device)
+        steps = steps.long() if float(level.timestep).is_integer() and not isinstance(self, SiTPrior) else steps
+        output = self.network(latents.to(self.dtype), timestep=steps, class_labels=condition)
+        return output.sample.to(latents.dtype)
+
+
+@dataclass
+class DiffusionPrior(Prior):
+    """What every diffusion has: cumulative alphas float64 [T], and guidance that acts on the noise estimate.
+
+    `prediction_type`: "epsilon" or "v_prediction".
+    """
+
+    alphas_cumprod: Tensor = torch.empty(0)
+    prediction_type: str = "epsilon"
+
+    def schedule(self, spacing: str) -> Schedule:
+        return respace(self.alphas_cumprod, spacing)
+
+    def resolve(self, predicted: Tensor, latents: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        return predicted, (latents - level.noise * predicted) / level.signal
+
+
+@dataclass
+class DiTPrior(DiffusionPrior, ClassConditionalPrior):
+    """DiT (Peebles and Xie 2023), a diffusion."""
+
+    @property
+    def learns_variance(self) -> bool:
+        return self.network.config.out_channels == 2 * self.network.config.in_channels
+
+    def predict(self, latents: Tensor, level: Level, condition: Tensor) -> tuple[Tensor, Tensor | None]:
+        output, channels = self._network(latents, level, condition), latents.shape[1]
+        noise = noise_of(output[:, :channels], latents, level, self.prediction_type)
+        return noise, output[:, channels:] if self.learns_variance else None
+
+
+@dataclass
+class SiTPrior(ClassConditionalPrior):
+    """SiT (Ma et al. 2024) on its linear path: the network answers the velocity clean - noise.
+
+    Its released networks have twice the channels that they need, of which the second half is not used.
+    """
+
+    def schedule(self, spacing: str) -> Schedule:
+        return linear_path(spacing)
+
+    def predict(self, latents: Tensor, level: Level, condition: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self._network(latents, level, condition)[:, : latents.shape[1]], None
+
+    def resolve(self, predicted: Tensor, latents: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        return latents - level.signal * predicted, latents + level.noise * predicted
+
+
+def noise_of(predicted: Tensor, latents: Tensor, level: Level, prediction_type: str) -> Tensor:
+    """The noise estimate that a diffusion network's output stands for; all [N, c, h, w].
+
+    "epsilon" is the noise itself; "v_prediction" is signal * noise - noise level * clean
+    (Salimans and Ho 2022, appendix D). Raises PriorError for any other type.
+    """
+    if prediction_type == "epsilon":
+        return predicted
+    if prediction_type == "v_prediction":
+        return level.signal * predicted + level.noise * latents
+    raise PriorError(f"prediction type {prediction_type!r} is not supported; epsilon and v_prediction are")
+
+
+def share_embedders(network: DiTTransformer2DModel) -> int:
+    """Let blocks that hold equal copies of the first block's time and class embedding use that one.
+
+    diffusers gives every block its own copy, which in a converted DiT-XL/2 are 28 times the same 2.8 million
+    parameters. A network that was trained with separate ones keeps them. Returns the parameters that were freed.
+    """
+    first = network.transformer_blocks[0].norm1.emb
+    own = list(first.state_dict().values())
+    freed = 0
+    for block in network.transformer_blocks[1:]:
+        other = block.norm1.emb
+        if all(torch.equal(a, b) for a, b in zip(own, other.state_dict().values(), strict=True)):
+            freed += sum(p.numel() for p in other.parameters())
+            block.norm1.emb = first
+    return freed
+
+
+def original_time_frequencies(network: DiTTransformer2DModel) -> None:
+    """Embed time with the frequencies that DiT was trained with.
+
+    DiT spaces them by 1/128 of the exponent, diffusers' class by 1/127, so the hub's converted weights are asked with
+    slightly wrong sinusoids by it.
+    """
+    for block in network.transformer_blocks:
+        block.norm1.emb.time_proj.downscale_freq_shift = 0

@@ -1,0 +1,108 @@
+"""Files of a prior: a local directory or a model hub's repository, pinned and verified."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from diver.prior.base import PriorError
+
+
+@dataclass(frozen=True)
+class Pin:
+    """What is known of a hub repository: a commit, digests of its weights, whether DiT's time frequencies are due."""
+
+    revision: str
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    original_time: bool = False
+
+
+KNOWN = {
+    "facebook/DiT-XL-2-256": Pin(
+        "eab87f77abd5aef071a632f08807fbaab0b704d0",
+        {
+            "transformer/diffusion_pytorch_model.bin": (
+                "e592d64df5a579691e65d2b245641a00bb070b652e2c5ca775cce20a729ce9d9"
+            )
+        },
+        original_time=True,
+    ),
+    "facebook/DiT-XL-2-512": Pin("101a3d462b22d64c4afdd4d0c8c59a2c0b961b99", original_time=True),
+    "stabilityai/sd-vae-ft-mse": Pin(
+        "31f26fdeee1355a5c34592e401dd41e45d25a493",
+        {"diffusion_pytorch_model.safetensors": "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815"},
+    ),
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": Pin(
+        "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+        {
+            "unet/diffusion_pytorch_model.safetensors": "19da7aaa4b880e59d56843f1fcb4dd9b599c28a1d9d9af7c1143057c8ffae9f1"
+        },
+    ),
+}
+# What a prior consists of: configurations, tokenizers and weights, without copies in other precisions and formats.
+WANTED = ["*.json", "*.txt", "*.safetensors", "*.bin"]
+UNWANTED = ["*.fp16.*", "*.non_ema.*", "*safety_checker*", "v1-*", "*.msgpack", "*.onnx*", "*feature_extractor*"]
+
+
+def is_hub_name(source: str) -> bool:
+    """Whether a text reads as owner/name and nothing of that path is here."""
+    path = Path(source)
+    return not path.exists() and not path.is_absolute() and not source.startswith(".") and source.count("/") == 1
+
+
+def fetch(source: str, revision: str | None) -> tuple[Path, str | None]:
+    """Local directory of a source, and its commit if it is a hub name.
+
+    A hub name is looked up in the hub's cache and downloaded if it is not there, at `revision` or the known commit.
+    Raises PriorError, with the command to run, when the hub cannot be reached.
+    """
+    path = Path(source)
+    if path.exists():
+        return path, None
+    if not is_hub_name(source):
+        raise PriorError(f"{source}: no such directory or file, and not a hub name (owner/name)")
+    known = KNOWN.get(source)
+    revision = revision or (known.revision if known else None)
+    where = f"--revision {revision}" if revision else ""
+    try:
+        found = snapshot_download(source, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED)
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise PriorError(
+            f"{source}: the hub could not be reached and its cache does not hold it ({reason}). Where there is a "
+            f"network: `hf download {source} {where}`".rstrip()
+            + "; or give a local directory in diffusers' layout"
+        ) from error
+    # The hub's cache names a snapshot's directory after its commit.
+    return Path(found), Path(found).name
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(root: Path, expected: Mapping[str, str], source: str, required: bool = True) -> dict[str, str]:
+    """Compare the SHA-256 of files under `root` (or of `root`, a file) with what is expected; returns what matched.
+
+    A file that is not there is a fault only if `required`: a repository may hold its weights in another format.
+    Raises PriorError naming the file, both digests and the remedy.
+    """
+    verified = {}
+    for name, digest in expected.items():
+        path = root if root.is_file() else root / name
+        if not path.is_file():
+            if required:
+                raise PriorError(f"{source}: {name}: no such file, and a SHA-256 is expected for it")
+            continue
+        found = sha256_of(path)
+        if found != digest.lower():
+            raise PriorError(
+                f"{source}: {name}: SHA-256 is {found}, expected {digest}; the download is damaged or another version: "
+                f"delete {path} and fetch it again, or give its own digest"
+            )
+        verified[name] = found
+    return verified

@@ -1,0 +1,38 @@
+"""What a chain looks like on its way: its predicted clean images, decoded."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diver.config.recover import DIVERConfig
+from diver.prior.base import Prior
+from diver.recover.diver import Chain
+from diver.recover.run import Rows, prepared_batch
+from diver.sets import DistilledSet
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Predicted clean images along the chain, from the noisy end to the clean one.
+
+    `indices`, `timesteps`: [K]. `images`: float32 [K, N, C, S, S], decoded, nominally in [-1, 1].
+    `window`: the guided indices, both ends included.
+    """
+
+    indices: Tensor
+    timesteps: Tensor
+    images: Tensor
+    window: tuple[int, int]
+
+
+def trace_diver(source: DistilledSet, prior: Prior, config: DIVERConfig) -> Trace:
+    """The chain of the first image of each class, seen as its predicted clean image at every step."""
+    chain = Chain.of(prior, config)
+    batch = prepared_batch(Rows.of(source), prior, config, list(range(0, len(source.images), source.ipc)))
+    seen: list[tuple[int, Tensor]] = []
+    with torch.inference_mode():
+        chain.run(*batch, lambda k, clean, state: seen.append((k, prior.decode(clean).cpu())))
+    indices = torch.tensor([k for k, _ in seen])
+    images = torch.stack([image for _, image in seen]).clone()
+    return Trace(indices, chain.schedule.timesteps[indices], images, chain.window)
