@@ -1,5 +1,6 @@
 """Helpers of all rules: the validated study, its cells and paths, and the digests of the code."""
 
+import re
 import sys
 from dataclasses import asdict, replace
 
@@ -34,7 +35,7 @@ wildcard_constraints:
     shard=r"\d+",
     shards=r"\d+",
     stage1="|".join(STUDY.distill),
-    stage2="|".join(STUDY.recover) or "none",
+    stage2="|".join(map(re.escape, STUDY.recover)) or "none",
     scale=f"{cells.MATCHED}|{cells.AS_PUBLISHED}",
     group="|".join(cells.student_groups(STUDY)),
 
@@ -101,6 +102,16 @@ def encoder_file(wildcards):
     """The encoder of a coreset as an input: the study's teacher, a file, or nothing."""
     encoder = STUDY.distill[wildcards.stage1].at(int(wildcards.ipc)).get("encoder", "pixels")
     return teacher_file(wildcards) if encoder == "teacher" else [] if encoder == "pixels" else encoder
+
+
+def released_file(wildcards):
+    """The file of a released set as an input, or nothing."""
+    return STUDY.distill[wildcards.stage1].at(int(wildcards.ipc)).get("path") or []
+
+
+def released_cells():
+    """The stage-1 sets that others have released."""
+    return [cell for cell in SETS if cell.stage2 == NONE and STUDY.distill[cell.stage1].method == "released"]
 
 
 def stage1_set(wildcards):

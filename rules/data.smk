@@ -9,7 +9,7 @@ rule prepare_data:
         "../envs/data.yaml"
     params:
         spec=lambda wildcards: DATASETS[wildcards.dataset].model_dump(mode="json"),
-        raw="data/raw/{dataset}",
+        raw=lambda wildcards: f"data/raw/{DATASETS[wildcards.dataset].raw or wildcards.dataset}",
         code=code("prepare_data"),
     message:
         "data: {wildcards.dataset}: fetch, verify and prepare"

@@ -2,6 +2,7 @@ rule distill_set:
     input:
         prepared="data/prepared/{dataset}.safetensors",
         encoder=encoder_file,
+        released=released_file,
     output:
         set=f"{RESULTS}/distilled/{{dataset}}/ipc{{ipc}}/{{stage1}}.safetensors",
     log:

@@ -120,9 +120,126 @@ rule draw_phases:
         "../src/steps/draw_phases.py"
 
 
+rule measure_sets:
+    input:
+        sets=sets_of_dataset,
+        prepared="data/prepared/{dataset}.safetensors",
+        teacher=teacher_file,
+    output:
+        rows=f"{RESULTS}/quality/{{dataset}}.csv",
+    log:
+        f"{LOGS}/quality/{{dataset}}.log",
+    benchmark:
+        f"{BENCHMARKS}/quality/{{dataset}}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    params:
+        cells=lambda wildcards: [asdict(cell) for cell in cells_of_dataset(wildcards)],
+        teacher=STUDY.teacher.model_dump(mode="json") if STUDY.teacher else None,
+        source=teacher_source,
+        per_class=STUDY.report.reference_per_class,
+        code=code("measure_sets"),
+    message:
+        "report: all sets of {wildcards.dataset} beside real images"
+    script:
+        "../src/steps/measure_sets.py"
+
+
+rule report_quality:
+    input:
+        rows=expand(rules.measure_sets.output.rows, dataset=STUDY.datasets),
+    output:
+        table=expand(f"{RESULTS}/tables/quality.{{form}}", form=["csv", "tex", "md"]),
+        html=report(
+            f"{RESULTS}/tables/quality.html",
+            caption="../src/diver/report/captions/quality_table.rst",
+            category="Tables",
+        ),
+        png=report(
+            f"{RESULTS}/figures/quality.png",
+            caption="../src/diver/report/captions/quality.rst",
+            category="Figures",
+        ),
+        svg=f"{RESULTS}/figures/quality.svg",
+    log:
+        f"{LOGS}/report_quality.log",
+    benchmark:
+        f"{BENCHMARKS}/report_quality.tsv"
+    conda:
+        "../envs/report.yaml"
+    params:
+        names=display_names(),
+        code=code("report_quality"),
+    message:
+        "report: table and figure of the sets' images"
+    script:
+        "../src/steps/report_quality.py"
+
+
+if released_cells():
+
+    rule compare_recorded:
+        input:
+            results=rules.collect_results.output.csv,
+            sets=[cells.set_path(STUDY, cell) for cell in released_cells()],
+        output:
+            table=expand(f"{RESULTS}/tables/recorded.{{form}}", form=["csv", "tex", "md"]),
+            html=report(
+                f"{RESULTS}/tables/recorded.html",
+                caption="../src/diver/report/captions/recorded.rst",
+                category="Tables",
+            ),
+        log:
+            f"{LOGS}/compare_recorded.log",
+        benchmark:
+            f"{BENCHMARKS}/compare_recorded.tsv"
+        conda:
+            "../envs/report.yaml"
+        params:
+            cells=[asdict(cell) for cell in released_cells()],
+            names=display_names(),
+            code=code("compare_recorded"),
+        message:
+            "report: recorded accuracies of released sets beside ours"
+        script:
+            "../src/steps/compare_recorded.py"
+
+
+if STUDY.sweeps():
+
+    rule draw_sweeps:
+        input:
+            results=rules.collect_results.output.csv,
+        output:
+            png=report(
+                f"{RESULTS}/figures/sweeps.png",
+                caption="../src/diver/report/captions/sweeps.rst",
+                category="Figures",
+            ),
+            svg=f"{RESULTS}/figures/sweeps.svg",
+        log:
+            f"{LOGS}/draw_sweeps.log",
+        benchmark:
+            f"{BENCHMARKS}/draw_sweeps.tsv"
+        conda:
+            "../envs/report.yaml"
+        params:
+            families=STUDY.sweeps(),
+            names=display_names(),
+            code=code("draw_sweeps"),
+        message:
+            "report: accuracy along swept settings"
+        script:
+            "../src/steps/draw_sweeps.py"
+
+
 rule report:
     input:
         rules.make_tables.output,
         rules.draw_results.output,
         rules.draw_gallery.output,
         rules.draw_phases.output,
+        rules.report_quality.output,
+        rules.compare_recorded.output if released_cells() else [],
+        rules.draw_sweeps.output if STUDY.sweeps() else [],

@@ -16,7 +16,7 @@ ROOMS = {
     "workers": -1,
     **dict.fromkeys(["config", "provenance", "progress", "tensorfile"], 0),
     **dict.fromkeys(["sets", "study"], 1),
-    **dict.fromkeys(["data", "networks", "exports"], 2),
+    **dict.fromkeys(["data", "networks", "exports", "setfile"], 2),
     "prior": 3,
     **dict.fromkeys(["distill", "recover"], 4),
     "students": 5,
@@ -132,7 +132,7 @@ def packages(module: Path) -> set[str]:
 
 
 def test_every_import_of_a_step_is_in_its_environment() -> None:
-    known = {"yaml": "pyyaml", "PIL": "pillow", "sklearn": "scikit-learn"}
+    known = {"yaml": "pyyaml", "PIL": "pillow", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"}
     pattern = re.compile(r'"\.\./envs/(\w+\.yaml)".*?"\.\./src/steps/(\w+\.py)"', re.S)
     pairs = [pair for rule in (ROOT / "rules").glob("*.smk") for pair in pattern.findall(rule.read_text())]
     assert {step for _, step in pairs} == {p.name for p in (ROOT / "src/steps").glob("*.py")}

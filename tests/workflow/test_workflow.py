@@ -52,10 +52,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_tables_and_figures_are_made(finished: Path) -> None:
     results = finished / "results/test"
-    for stem in ("cross_architecture", "ablation"):
+    for stem in ("cross_architecture", "ablation", "quality"):
         for form in ("csv", "tex", "html", "md"):
             assert (results / f"tables/{stem}.{form}").stat().st_size > 0
-    for stem in ("gallery", "cross_architecture", "ladder", "references", "phases"):
+    for stem in ("gallery", "cross_architecture", "ladder", "references", "phases", "quality"):
         for form in ("png", "svg"):
             assert (results / f"figures/{stem}.{form}").stat().st_size > 0
 

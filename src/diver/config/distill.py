@@ -46,10 +46,21 @@ class CoresetConfig(DistillConfig):
     )
 
 
+class ReleasedConfig(DistillConfig):
+    """A set that others have released. `seed` has no effect."""
+
+    path: str = Field("", description="The released file: a pickled dict of DC, DSA or DM, read without running code.")
+    value_range: Literal["dataset", "unit", "symmetric"] = Field(
+        "dataset",
+        description="What its numbers mean: standardised with the dataset's mean and deviation, [0, 1], or [-1, 1].",
+    )
+
+
 SETTINGS: dict[str, type[DistillConfig]] = {
     "random": RandomConfig,
     "herding": CoresetConfig,
     "k_center": CoresetConfig,
     "k_means": CoresetConfig,
     "dm": DMConfig,
+    "released": ReleasedConfig,
 }

@@ -91,6 +91,17 @@ class DIVERConfig(ChainConfig):
         "with the signal-to-noise ratio that DiT's schedule has there.",
     )
     gamma: float = Field(0.1, ge=0, description="Guidance scale; the paper takes 0.02 for NCFM.")
+    anchor_blur: float = Field(
+        0.0,
+        ge=0,
+        description="Control: blur the image that is the anchor of the guidance, and it only (standard deviation in "
+        "pixels of the prior's images).",
+    )
+    anchor_noise: float = Field(
+        0.0,
+        ge=0,
+        description="Control: add white noise of this standard deviation to the anchor's image in [-1, 1].",
+    )
     sg_residual: Literal["pred_x0", "x_t"] = Field("pred_x0", description="What is pulled to the clean latent.")
     sg_sigma: Literal["learned", "posterior", "none"] = Field(
         "posterior",

@@ -53,6 +53,12 @@ class RecoverEntry(Model):
     label: str = Field(description="Name in tables and figures.")
     settings: dict[str, Any] = Field({}, description="The method's settings; what is left out takes its default.")
     applies_to: list[str] | None = Field(None, description="Stage-1 entries that it is applied to; all when left out.")
+    sweep: dict[str, list[Any]] = Field(
+        {},
+        description="Makes an entry of each value: settings with a list of values each, which are taken side by side. "
+        "The entries are called NAME-VALUE.",
+    )
+    swept: str | None = Field(None, description="Entry whose sweep this one is a point of; filled in by itself.")
 
     @model_validator(mode="before")
     @classmethod
@@ -77,6 +83,37 @@ class RecoverEntry(Model):
         """All settings, the preset's and the defaults filled in."""
         base = recover.PRESETS[self.preset].settings if self.preset else {}
         return _checked({**base, **self.settings}, self.method, recover.SETTINGS)
+
+
+def sweep_points(entries: dict[str, Any]) -> dict[str, Any]:
+    """Stage-2 entries with each sweep as entries of its points, in the order of its values.
+
+    Raises ValueError if a sweep's lists differ in length or a point's name stands for two.
+    """
+    found: dict[str, Any] = {}
+    for name, entry in entries.items():
+        sweep = entry.get("sweep") if isinstance(entry, dict) else None
+        if not sweep:
+            points = {name: entry}
+        elif not isinstance(sweep, dict) or not all(isinstance(values, list) for values in sweep.values()):
+            raise ValueError(f"recover.{name}.sweep: a setting with a list of values, as in {{gamma: [0.02, 0.1]}}")
+        elif len({len(values) for values in sweep.values()}) > 1:
+            raise ValueError(f"recover.{name}.sweep: the lists of {', '.join(sweep)} differ in length")
+        else:
+            points = {}
+            for values in zip(*sweep.values(), strict=True):
+                text = "-".join(map(str, values))
+                points[f"{name}-{text}"] = {
+                    **{key: value for key, value in entry.items() if key != "sweep"},
+                    "label": f"{entry.get('label', name)} {' to '.join(map(str, values))}",
+                    "settings": {**entry.get("settings", {}), **dict(zip(sweep, values, strict=True))},
+                    "swept": name,
+                }
+        for point, made in points.items():
+            if point in found:
+                raise ValueError(f"recover.{name}: the name {point!r} is there twice")
+            found[point] = made
+    return found
 
 
 class Report(Model):
@@ -108,6 +145,21 @@ class Study(Model):
     teacher: Teacher | None = Field(None, description="For soft-label protocols and as the encoder of coresets.")
     students: Students = Field(description="The evaluation.")
     report: Report = Field(Report(), description="Tables and figures.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sweeps(cls, given: Any) -> Any:
+        if isinstance(given, dict) and isinstance(given.get("recover"), dict):
+            return {**given, "recover": sweep_points(given["recover"])}
+        return given
+
+    def sweeps(self) -> dict[str, list[str]]:
+        """Points of each sweep, in order."""
+        families: dict[str, list[str]] = {}
+        for name, entry in self.recover.items():
+            if entry.swept:
+                families.setdefault(entry.swept, []).append(name)
+        return families
 
     @model_validator(mode="after")
     def _names(self) -> Self:
@@ -144,6 +196,11 @@ class Study(Model):
             )
         if encoded and self.teacher is not None and self.teacher.source.startswith("timm:"):
             faults.append(f"distill.{encoded[0]}.settings.encoder: a teacher of timm has no file; give a file's path")
+        for name, one in self.distill.items():
+            for ipc in self.ipc if one.method == "released" else []:
+                if not one.at(ipc)["path"]:
+                    key = f"distill.{name}.by_ipc.{ipc}.path"
+                    faults.append(f"{key}: a released set needs its file; give a path for each IPC")
         if faults:
             raise ValueError("; ".join(faults))
         return self

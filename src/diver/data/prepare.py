@@ -1,6 +1,7 @@
 """From raw files to the prepared dataset, the same whatever the source."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +36,33 @@ def prepare(spec: DatasetSpec, raw: str | Path, source: str = "") -> Prepared:
         mean=spec.mean,
         std=spec.std,
     )
+    if spec.held_out:
+        prepared = hold_out(prepared, spec.held_out)
     got = prepared.digest()
     if spec.digest and got != spec.digest:
         raise ContentError(f"{source}: prepared content has digest {got}, expected {spec.digest}")
     return prepared
+
+
+def hold_out(prepared: Prepared, count: int, seed: int = 0) -> Prepared:
+    """The training images alone: `count` of each class, drawn by `seed`, as test images, the others for training.
+
+    Raises ContentError if a class has no more than `count`.
+    """
+    generator, labels = torch.Generator().manual_seed(seed), prepared.train_labels
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    for c in range(len(prepared.classes)):
+        members = (labels == c).nonzero().flatten()
+        if len(members) <= count:
+            raise ContentError(f"held_out: {count} of each class, and class {c} has {len(members)} training images")
+        held[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    return replace(
+        prepared,
+        train_images=prepared.train_images[~held],
+        train_labels=labels[~held],
+        test_images=prepared.train_images[held],
+        test_labels=labels[held],
+    )
 
 
 def _padded(images: np.ndarray, padding: int) -> Tensor:

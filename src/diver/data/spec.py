@@ -89,6 +89,13 @@ class DatasetSpec(Model):
     raw_size: int | None = Field(None, ge=1, description="Height and width at the source when zero-padded to `size`.")
     mean: tuple[float, ...] = Field(description="Mean per channel of images in [0, 1], for standardising.")
     std: tuple[Annotated[float, Field(gt=0)], ...] = Field(description="Standard deviation per channel.")
+    held_out: int = Field(
+        0,
+        ge=0,
+        description="Training images of each class that are taken out of training and stand in for the test images, so "
+        "that settings can be chosen without looking at the real ones; 0 keeps the published split.",
+    )
+    raw: FileName | None = Field(None, description="Dataset whose raw files these are, to fetch them once.")
     sources: tuple[Source, ...] = Field(min_length=1, description="Sources in the order in which they are tried.")
     digest: Sha256 | None = Field(None, description="Digest of the prepared content; null skips the check.")
     batches: tuple[Md5, ...] = Field(

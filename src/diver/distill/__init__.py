@@ -8,6 +8,7 @@ from collections.abc import Callable
 from diver.distill.coresets import distill_herding, distill_k_center, distill_k_means
 from diver.distill.dm import distill_dm
 from diver.distill.random import distill_random
+from diver.distill.released import released_set
 from diver.sets import DistilledSet
 
 METHODS: dict[str, Callable[..., DistilledSet]] = {
@@ -16,4 +17,5 @@ METHODS: dict[str, Callable[..., DistilledSet]] = {
     "k_center": distill_k_center,
     "k_means": distill_k_means,
     "dm": distill_dm,
+    "released": released_set,
 }

@@ -125,11 +125,13 @@ def share_embedders(network: DiTTransformer2DModel) -> int:
     return freed
 
 
-def original_time_frequencies(network: DiTTransformer2DModel) -> None:
-    """Embed time with the frequencies that DiT was trained with.
+def compute_as_published(network: DiTTransformer2DModel) -> None:
+    """Compute what DiT's and SiT's released weights were trained with, in the two places where diffusers' class differs.
 
-    DiT spaces them by 1/128 of the exponent, diffusers' class by 1/127, so the hub's converted weights are asked with
-    slightly wrong sinusoids by it.
+    DiT spaces the frequencies of its time embedding by 1/128 of the exponent, the class by 1/127, so that weights are
+    asked with slightly wrong sinusoids by it; and the second normalisation of a block adds 1e-6 to the variance, in
+    the class by default 1e-5.
     """
     for block in network.transformer_blocks:
         block.norm1.emb.time_proj.downscale_freq_shift = 0
+        block.norm3.eps = 1e-6

@@ -12,7 +12,7 @@ from torch import Tensor
 from diver.config.prior import PriorOptions
 from diver.prior.base import Prior, PriorError, load_part
 from diver.prior.checkpoint import load_checkpoint
-from diver.prior.dit import DiTPrior, SiTPrior, original_time_frequencies, share_embedders
+from diver.prior.dit import DiTPrior, SiTPrior, compute_as_published, share_embedders
 from diver.prior.hub import KNOWN, fetch, verify
 
 diffusers_logging.disable_progress_bar()
@@ -35,7 +35,7 @@ def load_prior(source: str | Path, options: PriorOptions | None = None, device: 
     source = str(source)
     root, revision = fetch(source, options.revision)
     family = _family(root, options.family)
-    known = KNOWN.get(source)
+    known = KNOWN.get(source) if revision else None
     facts: dict[str, Any] = {"prior": source, "family": family, "precision": options.precision}
     if revision:
         facts["revision"] = revision
@@ -120,7 +120,7 @@ def _transformer(
         network = load_part(DiTTransformer2DModel, root, "transformer")
         share_embedders(network)
         if options.time_frequencies == "original" or (options.time_frequencies == "auto" and known_original):
-            original_time_frequencies(network)
+            compute_as_published(network)
         scheduler = load_part(DDIMScheduler, root, "scheduler")
         alphas, prediction = scheduler.alphas_cumprod.double(), scheduler.config.prediction_type
         labels = _labels(root)

@@ -11,10 +11,12 @@ a faint trace of the image. The paper writes the residual with the noisy state; 
 uses the predicted clean latent, which is the default here.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
 
 from diver.config.recover import DIVERConfig
 from diver.prior.base import Prior
@@ -53,6 +55,17 @@ class Chain:
             t_f, low, high = (schedule.nearest(reference.alpha(k)) for k in (t_f, low, high))
         return cls(prior, config, schedule, t_f, (low, high))
 
+    def _anchor(self, images: Tensor, clean: Tensor, noise: KeyedNoise) -> Tensor:
+        """The clean latent, or that of an image whose artefacts were smoothed away or added to, for the controls."""
+        blur, added = self.config.anchor_blur, self.config.anchor_noise
+        if not (blur or added):
+            return clean
+        if blur:
+            images = gaussian_blur(images, [2 * math.ceil(3 * blur) + 1] * 2, [blur, blur])
+        if added:
+            images = images + added * noise.draw("anchor", tuple(images.shape[1:]), images)
+        return encode(images, self.prior, self.config, noise)
+
     def run(self, images: Tensor, condition: Tensor, noise: KeyedNoise, observe: Observer | None = None) -> Tensor:
         """Scaled latents at the end of the chain, [N, c, h, w], for images [N, C, S, S] in [-1, 1]."""
         config, schedule = self.config, self.schedule
@@ -68,7 +81,14 @@ class Chain:
             noise,
             stepper=config.sampler,
             eta=config.eta,
-            guidance=Guidance(clean, config.gamma, *self.window, config.sg_residual, config.sg_sigma, config.sg_inject),
+            guidance=Guidance(
+                self._anchor(images, clean, noise),
+                config.gamma,
+                *self.window,
+                config.sg_residual,
+                config.sg_sigma,
+                config.sg_inject,
+            ),
             observe=observe,
         )
 

@@ -17,7 +17,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
 from diver.config.study import NONE
@@ -26,6 +26,7 @@ from diver.report.statistics import (
     LAST,
     PROXY,
     UNSEEN,
+    Cell,
     by_student,
     cells,
     seed_means,
@@ -50,7 +51,7 @@ GAP = 4
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     """Look of all figures; the fixed salt makes the identifiers in an SVG the same in every run."""
     look: dict[Any, Any] = {
         "svg.hashsalt": "diver",
@@ -154,7 +155,7 @@ def gallery(
         rows.append(array[[first[0] for first in firsts]])
     size = max(row.shape[1] for row in rows)
     canvas, height, width = _mosaic(np.stack([_enlarge(row, size) for row in rows]))
-    with _style():
+    with style():
         figure, axes = _show_mosaic(canvas, _left_margin(list(sets)), 0.3)
         _row_titles(axes, list(sets), height)
         for j, name in enumerate(classes):
@@ -190,7 +191,7 @@ def phases(
     chosen = np.unique(np.linspace(0, len(indices) - 1, min(columns, len(indices))).round().astype(int))
     canvas, height, width = _mosaic(np.moveaxis(array[chosen], 0, 1))
     k, t = ([int(values[i]) for i in chosen] for values in (indices, timesteps))
-    with _style():
+    with style():
         figure, axes = _show_mosaic(canvas, _left_margin(rows) if rows else 0.08, 0.75)
         _row_titles(axes, rows, height)
         for j in range(len(chosen)):
@@ -242,7 +243,7 @@ def cross_architecture(
     order = [*(labels.architecture.get(one, one) for one in ordered(labels.architecture, shown["architecture"]))]
     order = [_tick(name, shown, labels) for name in order] + [UNSEEN_MEAN]
     colours = _colours(labels, names)
-    with _style():
+    with style():
         figure = Figure(figsize=(4.6 * len(ipcs) + 0.4, 2.75 * len(panels) + 0.75), layout="constrained")
         grid = figure.subplots(len(panels), len(ipcs), squeeze=False, sharex=True, sharey="col")
         for i, (dataset, stage1) in enumerate(panels):
@@ -356,7 +357,7 @@ def ladder(
         UNSEEN: ("#0072B2", "o", "-", "unseen mean"),
         PROXY: ("#D55E00", "s", "--", "proxy"),
     }
-    with _style():
+    with style():
         figure = Figure(figsize=(max(3.2, 0.92 * len(steps) + 0.5) * len(panels), 4.0), layout="constrained")
         grid = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (dataset, ipc) in zip(grid, panels, strict=True):
@@ -410,7 +411,7 @@ def references(table: pd.DataFrame, labels: Labels, path: str | Path) -> tuple[P
     datasets = ordered(labels.dataset, points["dataset"])
     names = [name for name in ordered(labels.stage1, points["stage1"]) if name != FULL]
     colours = _colours(Labels(stage2=labels.stage1), names)
-    with _style():
+    with style():
         figure = Figure(figsize=(5.4 * len(datasets) + 0.4, 4.0), layout="constrained")
         grid = figure.subplots(1, len(datasets), squeeze=False)[0]
         for axes, dataset in zip(grid, datasets, strict=True):
@@ -439,6 +440,68 @@ def references(table: pd.DataFrame, labels: Labels, path: str | Path) -> tuple[P
         return save(figure, path)
 
 
+def quality(table: pd.DataFrame, labels: Labels, path: str | Path) -> tuple[Path, Path]:
+    """High-frequency energy over that of real images (log axis) and Fréchet distance to real images of every set.
+
+    A row of two panels for each dataset and IPC, with a line for each set in the colour and marker of its treatment.
+    `table`: a row per set, of `Reference.measure` with the set's names.
+    """
+    rows = labels.sets_in_order(table)
+    places = list(dict.fromkeys((cell.dataset, cell.ipc) for cell, _ in rows))
+    chosen = [[(cell, row) for cell, row in rows if (cell.dataset, cell.ipc) == place] for place in places]
+    colours = _colours(labels, ordered(labels.stage2, table["stage2"]))
+    several = len({dataset for dataset, _ in places}) > 1
+    with style():
+        heights = [len(here) + 2.5 for here in chosen]
+        figure = Figure(figsize=(9.4, 0.23 * sum(heights) + 0.4), layout="constrained")
+        grid = figure.subplots(len(places), 2, squeeze=False, sharey="row", height_ratios=heights)
+        for (left, right), (dataset, ipc), here in zip(grid, places, chosen, strict=True):
+            _set_panel(left, here, "high_frequency_ratio", colours)
+            _set_panel(right, here, "frechet", colours)
+            _ratio_axis(left, table["high_frequency_ratio"])
+            left.set_yticks(range(len(here)), [_set_name(cell, labels) for cell, _ in here])
+            left.set_ylim(len(here) - 0.4, -0.6)
+            title = f"{labels.dataset.get(dataset, dataset)}, IPC {ipc}" if several else f"IPC {ipc}"
+            left.set_title(f"{title}: high-frequency energy")
+            right.set_title(f"{title}: Fréchet distance")
+        grid[-1, 0].set_xlabel("share of energy, ratio to real images (dashed)")
+        grid[-1, 1].set_xlabel("distance to real images in features")
+        return save(figure, path)
+
+
+def _set_name(cell: Cell, labels: Labels) -> str:
+    first = labels.stage1.get(cell.stage1, cell.stage1)
+    return first if cell.stage2 == NONE else f"{first}, {labels.treatment(cell)}"
+
+
+def _set_panel(
+    axes: Axes, rows: Sequence[tuple[Cell, Mapping[Any, Any]]], value: str, colours: Mapping[str, tuple[str, str]]
+) -> None:
+    """One measure of the sets, the first at the top; thin lines between those of different stage-1 sets."""
+    for place, (cell, row) in enumerate(rows):
+        colour, marker = colours[cell.stage2]
+        axes.plot(row[value], place, color=colour, marker=marker, markersize=6.5, linestyle="none")
+    for place, ((before, _), (after, _)) in enumerate(zip(rows, rows[1:], strict=False)):
+        if before.stage1 != after.stage1:
+            axes.axhline(place + 0.5, color="#BBBBBB", linewidth=0.8, zorder=0)
+    axes.grid(axis="x")
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.margins(x=0.08)
+
+
+def _ratio_axis(axes: Axes, ratios: pd.Series) -> None:
+    """A log axis with room for all ratios, whole factors as ticks, and a dashed line at 1."""
+    low, high = min(0.5, ratios.min()) / 1.2, max(2.0, ratios.max()) * 1.2
+    ticks = [factor * 10.0**power for power in range(-6, 7) for factor in (1, 2, 5)]
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    axes.set_xticks([tick for tick in ticks if low <= tick <= high], minor=False)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.axvline(1, color="#000000", linewidth=1.2, linestyle="--", zorder=1)
+
+
 def gain_vs_prior(
     points: pd.DataFrame, quality: str, path: str | Path, gain: str = "gain on unseen networks (points)"
 ) -> tuple[Path, Path]:
@@ -448,7 +511,7 @@ def gain_vs_prior(
     first series). `quality`, `gain`: labels of the axes.
     """
     series = points["series"] if "series" in points else pd.Series("", index=points.index)
-    with _style():
+    with style():
         figure = Figure(figsize=(6.2, 3.9), layout="constrained")
         axes = figure.subplots()
         # Series stand a little beside each other, so that no interval hides another.

@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
 
 from diver.report.statistics import Cell
 from diver.study import MATCHED
@@ -29,6 +32,14 @@ class Labels:
             )
 
         return sorted(cells, key=key)
+
+    def sets_in_order(self, table: pd.DataFrame) -> list[tuple[Cell, dict[Any, Any]]]:
+        """Rows of a table that has one for each set, each with the set's cell (at the matched scale), ordered."""
+        rows = {
+            Cell(str(row["dataset"]), int(row["ipc"]), str(row["stage1"]), str(row["stage2"]), MATCHED): row
+            for row in table.to_dict("records")
+        }
+        return [(cell, rows[cell]) for cell in self.order_cells(rows)]
 
     def treatment(self, cell: Cell) -> str:
         """Displayed stage 2, with the scale when it is not the matched one."""

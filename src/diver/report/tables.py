@@ -129,15 +129,17 @@ def _assemble(
                 numbers.update({f"{name}_{key}": value for key, value in found.items()})
         display.append({**_row_names(cell, labels), **texts})
         data.append({**cell._asdict(), **numbers})
-    shown = pd.DataFrame(display).fillna("")
-    # A column that says the same in every row belongs in the title.
-    same = [name for name in ("Dataset", "Stage 1") if shown[name].nunique() == 1]
-    title = ", ".join([title, *(str(shown[name].iloc[0]) for name in same)])
-    shown = shown.drop(columns=same)
+    shown, title, keys = _without_constant(pd.DataFrame(display).fillna(""), title)
     corrected = family if family is not None else next(iter(groups.values()))[0]
     lines = (*_legend(table, labels), *legend, *_correction(corrected))
-    keys = len(ROW_NAMES) - len(same)
     return Table(title, pd.DataFrame(data), shown, keys, keys - 1, lines)
+
+
+def _without_constant(display: pd.DataFrame, title: str) -> tuple[pd.DataFrame, str, int]:
+    """Without columns that say the same in every row, which belong in the title; and how many columns name a row."""
+    same = [name for name in ("Dataset", "Stage 1") if display[name].nunique() == 1]
+    title = ", ".join([title, *(str(display[name].iloc[0]) for name in same)])
+    return display.drop(columns=same), title, len(ROW_NAMES) - len(same)
 
 
 def _row_names(cell: Cell, labels: Labels) -> dict[str, str]:
@@ -235,6 +237,60 @@ def _correction(differences: pd.DataFrame) -> list[str]:
         f"A difference of {typical:.1f} points (median over the comparisons) would be found with 80 % power by one "
         f"test alone, and one of {corrected:.1f} points after the correction's first step.",
     ]
+
+
+def quality(table: pd.DataFrame, labels: Labels) -> Table:
+    """All sets x the measures of their images. `table`: a row per set, of `Reference.measure` with the set's names."""
+    rows = labels.sets_in_order(table)
+    data = pd.DataFrame([row for _, row in rows], columns=table.columns)
+    display = pd.DataFrame([{**_row_names(cell, labels), **_measures(row)} for cell, row in rows])
+    shown, title, keys = _without_constant(display, "Images of the sets beside real ones")
+    return Table(title, data, shown, keys, keys - 1, tuple(_quality_legend(data, labels)))
+
+
+def _measures(row: Mapping[Any, Any]) -> dict[str, str]:
+    return {
+        "high-frequency energy (%)": f"{100 * row['high_frequency']:.1f}",
+        "ratio to real": f"{row['high_frequency_ratio']:.2f}",
+        "Fréchet distance": _digits(row["frechet"]),
+        "coverage (%)": f"{100 * row['coverage']:.2f}",
+        "coverage by class (%)": f"{100 * row['coverage_by_class']:.2f}",
+        "density": f"{row['density']:.2f}",
+    }
+
+
+def _digits(value: float, digits: int = 3) -> str:
+    """A positive number with so many significant digits, none of its integer ones cut off."""
+    return f"{value:.{max(0, digits - 1 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
+
+
+def _quality_legend(table: pd.DataFrame, labels: Labels) -> list[str]:
+    lines = [
+        "High-frequency energy: share of an image's spectral energy beyond half of the Nyquist frequency, mean over "
+        "the images.",
+        "Fréchet distance: between normal distributions fitted to features of the set and of real images, as in the "
+        "FID; few images bias it upward, so compare it within an IPC only.",
+        "Coverage: share of real images with an image of the set nearer than their k-th nearest real one, k = "
+        f"{_only(table, 'neighbours')}; it grows with the number of images. By class: among each class's own images, "
+        "mean over the classes.",
+        "Density: mean number of such real images for an image of the set, over k; 1 is expected of images distributed "
+        "as the real ones.",
+    ]
+    for dataset, rows in table.groupby("dataset", sort=False):
+        known = _only(rows, "extractor_accuracy")
+        accuracy = "" if known == "" or pd.isna(known) else f" ({float(known):.1f} % on the test images)"
+        lines.append(
+            f"{labels.dataset.get(str(dataset), str(dataset))}: features of the {_only(rows, 'extractor')}{accuracy}; "
+            f"{_only(rows, 'reference_images')} real training images (drawn by seed {_only(rows, 'reference_seed')}), "
+            f"high-frequency energy {100 * float(_only(rows, 'reference_high_frequency')):.1f} %."
+        )
+    return lines
+
+
+def _only(rows: pd.DataFrame, column: str) -> Any:
+    """The value of a column that has one."""
+    (value,) = rows[column].unique()
+    return value
 
 
 def write_table(table: Table, *paths: str | Path) -> None:

@@ -1,0 +1,90 @@
+"""Accuracies that a released file records beside those of our students on the same images."""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from scipy import stats
+
+from diver.config.study import NONE
+from diver.report.labels import Labels
+from diver.report.statistics import LAST, t_interval
+from diver.report.tables import Table, interval_text
+from diver.study import MATCHED, SetCell
+
+COLUMNS = ["dataset", "ipc", "stage1", "architecture", "recorded", "recorded_n", "ours", "ours_n", "difference", "p"]
+
+
+def same_name(name: str) -> str:
+    """A name without case, dashes and spaces: 'VGG-11' and 'VGG11' are the same."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def recorded_accuracies(path: str | Path) -> dict[str, list[float]]:
+    """What the released file said of the set in a file of ours, as fractions by architecture.
+
+    Read from the file's header without a tensor library, which the report's environment does not have.
+    """
+    with Path(path).open("rb") as file:
+        head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    (metadata,) = head["__metadata__"].values()
+    return dict(json.loads(metadata)["steps"][0]["parameters"]["recorded"])
+
+
+def compare_recorded(
+    table: pd.DataFrame, recorded: Sequence[tuple[SetCell, dict[str, list[float]]]], labels: Labels
+) -> Table:
+    """A row per released set and architecture that both know, by the architecture's label; accuracies in percent.
+
+    `recorded`: sets with what their files say, as fractions, one per evaluation. Welch's t-test; the recorded values
+    are of one set of images and other initial weights, as ours are. Architectures that only one side has are named
+    under the table.
+    """
+    rows: list[dict[str, Any]] = []
+    display: list[dict[str, str]] = []
+    unmatched: set[str] = set()
+    for cell, accuracies in recorded:
+        mine = table[
+            (table.dataset == cell.dataset)
+            & (table.ipc == cell.ipc)
+            & (table.stage1 == cell.stage1)
+            & (table.stage2 == NONE)
+            & (table.scale == MATCHED)
+        ]
+        ours = {same_name(labels.architecture.get(name, name)): name for name in mine.architecture.unique()}
+        for name, fractions in accuracies.items():
+            if same_name(name) not in ours or not fractions:
+                unmatched.add(name)
+                continue
+            theirs = [100 * value for value in fractions]
+            found = mine.loc[mine.architecture == ours[same_name(name)], LAST].tolist()
+            several = min(len(theirs), len(found)) > 1
+            p = float(stats.ttest_ind(theirs, found, equal_var=False).pvalue) if several else math.nan
+            means = sum(theirs) / len(theirs), sum(found) / len(found)
+            values = [means[0], len(theirs), means[1], len(found), means[1] - means[0], p]
+            names = [cell.dataset, cell.ipc, cell.stage1, ours[same_name(name)]]
+            rows.append(dict(zip(COLUMNS, [*names, *values], strict=True)))
+            display.append(
+                {
+                    "IPC": str(cell.ipc),
+                    "Set": labels.stage1.get(cell.stage1, cell.stage1),
+                    "Architecture": name,
+                    "recorded": f"{interval_text(t_interval(theirs))} ({len(theirs)})",
+                    "ours": f"{interval_text(t_interval(found))} ({len(found)})",
+                    "difference": f"{means[1] - means[0]:+.1f}".replace("-", "−"),
+                    "Welch's p": "" if math.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001",
+                }
+            )
+    legend = [
+        "Test accuracy in %: mean ± half width of the 95 % t-interval (number of evaluations). Recorded: what the "
+        "released file says of the same images.",
+    ]
+    if unmatched:
+        legend.append(f"In the files and not among our students: {', '.join(sorted(unmatched))}.")
+    shown = pd.DataFrame(display, columns=["IPC", "Set", "Architecture", "recorded", "ours", "difference", "Welch's p"])
+    title = "Released sets: recorded accuracies and ours"
+    return Table(title, pd.DataFrame(rows, columns=COLUMNS), shown, 3, 2, tuple(legend))
