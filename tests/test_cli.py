@@ -12,7 +12,7 @@ from diffusers import DiTPipeline
 from diver import cli
 from diver.config.protocols import PRESETS, Protocol, protocol
 from diver.data.prepared import Prepared
-from diver.prior.load import Prior
+from diver.prior.base import Prior
 from diver.prior.train import dit_scheduler
 from diver.sets import DistilledSet
 
@@ -34,7 +34,7 @@ def set_file(tmp_path: Path, tiny_set: DistilledSet) -> Path:
 
 @pytest.fixture
 def prior_folder(tmp_path: Path, tiny_prior: Prior) -> Path:
-    DiTPipeline(tiny_prior.transformer, tiny_prior.vae, dit_scheduler()).save_pretrained(tmp_path / "prior")
+    DiTPipeline(tiny_prior.network, tiny_prior.vae, dit_scheduler()).save_pretrained(tmp_path / "prior")
     return tmp_path / "prior"
 
 
@@ -57,6 +57,38 @@ def test_recover_writes_a_set_with_its_history(
     assert recovered.value_range.kind == "symmetric"
 
 
+def test_shards_are_merged(monkeypatch: pytest.MonkeyPatch, set_file: Path, prior_folder: Path, tmp_path: Path) -> None:
+    common = [str(set_file), "--prior", str(prior_folder), "--method", "vae"]
+    for out, classes in [("a", ["--classes", "0:2"]), ("b", ["--classes", "2:3"]), ("whole", [])]:
+        assert run(monkeypatch, "recover", *common, "--out", str(tmp_path / out), *classes) == 0
+    shards = [str(tmp_path / "b"), str(tmp_path / "a")]
+    assert run(monkeypatch, "merge", *shards, "--source", str(set_file), "--out", str(tmp_path / "merged")) == 0
+    assert (tmp_path / "merged").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert run(monkeypatch, "merge", shards[0], "--source", str(set_file), "--out", str(tmp_path / "merged")) == 2
+
+
+def test_presets_are_listed_and_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "presets") == 0
+    assert "diver-paper-ncfm" in capsys.readouterr().out
+    assert run(monkeypatch, "presets", "diver-paper-ncfm") == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["method"] == "diver" and shown["settings"]["gamma"] == 0.02 and shown["settings"]["tiles"] == 2
+
+
+def test_released_set_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    images, labels = torch.randn(10, 3, 16, 16), torch.arange(10)
+    torch.save({"data": [[images, labels]], "accs_all_exps": {"ConvNet": [0.2, 0.3]}}, tmp_path / "set.pt")
+    out = tmp_path / "set.safetensors"
+    monkeypatch.chdir(ROOT)
+    assert run(monkeypatch, "import", str(tmp_path / "set.pt"), "--dataset", "imagefruit", "--out", str(out)) == 0
+    assert "recorded for ConvNet: 25.00 % (mean of 2)" in capsys.readouterr().out
+    assert DistilledSet.read(out).classes[0] == "n07753275"
+    assert run(monkeypatch, "import", str(tmp_path / "set.pt"), "--dataset", "imagefrut", "--out", str(out)) == 2
+    assert "did you mean 'imagefruit'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
@@ -64,6 +96,10 @@ def test_recover_writes_a_set_with_its_history(
         (["--set", "gamma"], "KEY=VALUE"),
         (["--set", "gamma=-1"], "gamma"),
         (["--method", "divr"], "did you mean 'diver'"),
+        (["--preset", "diver-papr"], "did you mean 'diver-paper'"),
+        (["--prior-set", "precison=bf16"], "did you mean 'precision'"),
+        (["--classes", "1-2"], "FIRST:END"),
+        (["--set", "t_f=50"], "t_f = 50"),
         (["--prior", "/no/such/prior"], "/no/such/prior"),
     ],
 )
@@ -71,10 +107,12 @@ def test_mistakes_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     set_file: Path,
+    prior_folder: Path,
     arguments: list[str],
     word: str,
 ) -> None:
-    assert run(monkeypatch, "recover", str(set_file), "--out", "unused", *arguments) == 2
+    prior = [] if "--prior" in arguments else ["--prior", str(prior_folder)]
+    assert run(monkeypatch, "recover", str(set_file), "--out", "unused", *prior, *arguments) == 2
     error = capsys.readouterr().err
     assert word in error and len(error.strip().splitlines()) == 1
 

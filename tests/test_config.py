@@ -127,3 +127,42 @@ def test_settings_by_ipc_and_defaults() -> None:
     content = edit("distill/dm/by_ipc", {2: {"iterations": 3}})
     entry = parse_study(content, "test").distill["dm"]
     assert (entry.at(1)["iterations"], entry.at(2)["iterations"]) == (2, 3)
+
+
+def test_sweeps_become_entries_in_order() -> None:
+    raw = yaml.safe_load((ROOT / "config/test.yaml").read_text())
+    raw["recover"]["gamma"] = {"label": "DIVER, gamma", "method": "diver", "sweep": {"gamma": [0, 0.02, 0.1]}}
+    raw["recover"]["window"] = {"label": "window", "method": "diver", "sweep": {"sp_low": [0, 20], "sp_high": [49, 30]}}
+    study = parse_study(raw, "test")
+    assert study.sweeps() == {
+        "gamma": ["gamma-0", "gamma-0.02", "gamma-0.1"],
+        "window": ["window-0-49", "window-20-30"],
+    }
+    assert study.recover["gamma-0.02"].full()["gamma"] == 0.02
+    assert study.recover["window-20-30"].label == "window 20 to 30"
+    raw["recover"]["window"]["sweep"]["sp_high"] = [49]
+    with pytest.raises(ConfigError, match="differ in length"):
+        parse_study(raw, "test")
+    raw["recover"]["window"]["sweep"] = {"sp_low": [0], "sp_hihg": [49]}
+    with pytest.raises(ConfigError, match="sp_hihg"):
+        parse_study(raw, "test")
+
+
+def test_presets_are_started_from_and_departed_from() -> None:
+    raw = yaml.safe_load((ROOT / "config/test.yaml").read_text())
+    raw["recover"]["paper"] = {"label": "paper", "preset": "diver-paper-ncfm", "settings": {"sg_sigma": "posterior"}}
+    entry = parse_study(raw, "test").recover["paper"]
+    assert (entry.method, entry.full()["gamma"], entry.full()["sg_sigma"]) == ("diver", 0.02, "posterior")
+    raw["recover"]["paper"]["preset"] = "diver-papr"
+    with pytest.raises(ConfigError, match="did you mean 'diver-paper'"):
+        parse_study(raw, "test")
+    raw["recover"]["paper"] = {"label": "paper", "preset": "predd-dm", "method": "diver"}
+    with pytest.raises(ConfigError, match="one of method 'predd'"):
+        parse_study(raw, "test")
+
+
+def test_a_released_set_needs_its_file() -> None:
+    raw = yaml.safe_load((ROOT / "config/test.yaml").read_text())
+    raw["distill"]["dc"] = {"label": "DC", "method": "released", "by_ipc": {10: {"path": "x.pt"}}}
+    with pytest.raises(ConfigError, match=r"distill\.dc\.by_ipc\.2\.path"):
+        parse_study(raw, "test")

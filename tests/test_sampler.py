@@ -289,3 +289,14 @@ def test_trace_ends_in_the_recovered_image(tiny_prior: Prior, tiny_set: Distille
     recovered = recover(tiny_set, tiny_prior, "diver", config).images[:: tiny_set.ipc]
     # The last DDIM step goes to the predicted clean latent itself.
     assert torch.allclose(trace.images[-1], recovered, atol=1e-5)
+
+
+def test_anchor_controls_change_the_anchor_and_nothing_else(tiny_prior: Prior, tiny_set: DistilledSet) -> None:
+    plain, blurred, noisy = (
+        recover(tiny_set, tiny_prior, "diver", DIVERConfig(**settings)).images
+        for settings in ({}, {"anchor_blur": 1.0}, {"anchor_noise": 0.5})
+    )
+    assert not torch.allclose(plain, blurred) and not torch.allclose(plain, noisy)
+    for settings in ({"anchor_blur": 1.0}, {"anchor_noise": 0.5}):
+        unguided = recover(tiny_set, tiny_prior, "diver", DIVERConfig(gamma=0, **settings)).images
+        assert torch.equal(unguided, recover(tiny_set, tiny_prior, "diver", DIVERConfig(gamma=0)).images)

@@ -140,6 +140,50 @@ def recover(
     print(out)
 
 
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A set as DC, DSA and DM release it (a pickled dict).")],
+    out: Annotated[Path, typer.Option(help="Where to write it as a distilled set (safetensors).")],
+    dataset: Annotated[str, typer.Option(help="A dataset of config/datasets, or an ImageNet subset: imagefruit, ...")],
+    value_range: Annotated[
+        str, typer.Option(help="What its numbers mean: dataset (standardised as the dataset is), unit or symmetric.")
+    ] = "dataset",
+) -> None:
+    """Read a set that others have released. Nothing in the file is executed; what it records is printed.
+
+    Example: diver import res_DM_imagenet-fruits_ConvNet_1ipc.pt --dataset imagefruit --out fruit.safetensors
+    """
+    from diver.data.spec import SpecError, load_dataset_spec
+    from diver.data.subsets import IMAGENET_MEAN, IMAGENET_STD, subsets
+    from diver.sets import ValueRange, import_released
+
+    kinds = ("dataset", "unit", "symmetric")
+    if value_range not in kinds:
+        raise UserError(f"--value-range {value_range}: {nearest(value_range, list(kinds))}")
+    if dataset in subsets():
+        classes, mean, std = subsets()[dataset], IMAGENET_MEAN, IMAGENET_STD
+    else:
+        path = Path("config/datasets") / f"{dataset}.yaml"
+        known = [*subsets(), *(found.stem for found in path.parent.glob("*.yaml"))]
+        if not path.exists():
+            raise UserError(f"--dataset {dataset}: {nearest(dataset, known)}")
+        try:
+            spec = load_dataset_spec(path)
+        except SpecError as error:
+            raise UserError(str(error)) from None
+        classes, mean, std = spec.classes, spec.mean, spec.std
+    chosen = ValueRange.standardised(mean, std) if value_range == "dataset" else ValueRange(value_range)  # type: ignore[arg-type]
+    found, facts = import_released(file, dataset, classes, chosen)
+    found.write(out)
+    low, high = float(found.images.min()), float(found.images.max())
+    print(f"{out}: {list(found.images.shape)}, IPC {found.ipc}, values {low:.2f} to {high:.2f} read as {chosen.kind}")
+    print(f"classes in the order of the labels: {', '.join(classes)}")
+    for name, values in facts["accuracies"].items():
+        flat = [v for value in values for v in (value if isinstance(value, list) else [value])]
+        if flat:
+            print(f"recorded for {name}: {100 * sum(flat) / len(flat):.2f} % (mean of {len(flat)})")
+
+
 @app.command()
 def merge(
     shards: Annotated[list[Path], typer.Argument(help="Shards of one recovered set, in any order.")],

@@ -126,11 +126,11 @@ def share_embedders(network: DiTTransformer2DModel) -> int:
 
 
 def compute_as_published(network: DiTTransformer2DModel) -> None:
-    """Compute what DiT's and SiT's released weights were trained with, in the two places where diffusers' class differs.
+    """Compute as DiT's and SiT's released weights were trained, in the two places where diffusers' class does not.
 
-    DiT spaces the frequencies of its time embedding by 1/128 of the exponent, the class by 1/127, so that weights are
-    asked with slightly wrong sinusoids by it; and the second normalisation of a block adds 1e-6 to the variance, in
-    the class by default 1e-5.
+    They space the frequencies of the time embedding by 1/128 of the exponent, the class by 1/127, which asks the
+    weights with slightly wrong sinusoids; and they add 1e-6 to the variance in a block's second normalisation, the
+    class 1e-5 unless told otherwise.
     """
     for block in network.transformer_blocks:
         block.norm1.emb.time_proj.downscale_freq_shift = 0

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from diver.prior.base import PriorError
 
@@ -38,13 +37,26 @@ KNOWN = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": Pin(
         "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
         {
-            "unet/diffusion_pytorch_model.safetensors": "19da7aaa4b880e59d56843f1fcb4dd9b599c28a1d9d9af7c1143057c8ffae9f1"
+            "unet/diffusion_pytorch_model.safetensors": (
+                "19da7aaa4b880e59d56843f1fcb4dd9b599c28a1d9d9af7c1143057c8ffae9f1"
+            )
         },
     ),
 }
-# What a prior consists of: configurations, tokenizers and weights, without copies in other precisions and formats.
-WANTED = ["*.json", "*.txt", "*.safetensors", "*.bin"]
-UNWANTED = ["*.fp16.*", "*.non_ema.*", "*safety_checker*", "v1-*", "*.msgpack", "*.onnx*", "*feature_extractor*"]
+# Folders whose weights a prior is made of; an autoencoder's repository is one by itself.
+PARTS = ("", "transformer/", "unet/", "vae/", "text_encoder/")
+SETTINGS = ["model_index.json", "scheduler/*.json", "tokenizer/*", *(f"{part}config.json" for part in PARTS)]
+
+
+def weights_of(part: str, kind: str) -> list[str]:
+    """Patterns of a folder's weights as "safetensors" or "bin", whole or in pieces with their index.
+
+    Copies in half precision, unaveraged weights and other programs' single files have other names.
+    """
+    stem = "diffusion_pytorch_model"
+    if part == "text_encoder/":
+        stem = "model" if kind == "safetensors" else "pytorch_model"
+    return [f"{part}{stem}{end}" for end in (f".{kind}", f"-*-of-*.{kind}", f".{kind}.index.json")]
 
 
 def is_hub_name(source: str) -> bool:
@@ -56,7 +68,8 @@ def is_hub_name(source: str) -> bool:
 def fetch(source: str, revision: str | None) -> tuple[Path, str | None]:
     """Local directory of a source, and its commit if it is a hub name.
 
-    A hub name is looked up in the hub's cache and downloaded if it is not there, at `revision` or the known commit.
+    A hub name is looked up in the hub's cache and downloaded if it is not there, at `revision` or the known commit:
+    what `load_prior` reads and no more, of each network the safetensors or, where there are none, the older files.
     Raises PriorError, with the command to run, when the hub cannot be reached.
     """
     path = Path(source)
@@ -66,18 +79,31 @@ def fetch(source: str, revision: str | None) -> tuple[Path, str | None]:
         raise PriorError(f"{source}: no such directory or file, and not a hub name (owner/name)")
     known = KNOWN.get(source)
     revision = revision or (known.revision if known else None)
-    where = f"--revision {revision}" if revision else ""
+    first = [*SETTINGS, *(name for part in PARTS for name in weights_of(part, "safetensors"))]
     try:
-        found = snapshot_download(source, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED)
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        root = _snapshot(source, revision, first)
+        if older := [name for part in PARTS if _lacks_safetensors(root, part) for name in weights_of(part, "bin")]:
+            root = _snapshot(source, root.name, older)
+    except Exception as error:  # what the hub's client and the network raise is of no common kind
         reason = " ".join(str(error).split())[:160]
+        command = f"hf download {source} --revision {revision}" if revision else f"hf download {source}"
         raise PriorError(
-            f"{source}: the hub could not be reached and its cache does not hold it ({reason}). Where there is a "
-            f"network: `hf download {source} {where}`".rstrip()
-            + "; or give a local directory in diffusers' layout"
+            f"{source}: not in the hub's cache, and could not be downloaded ({reason}). Where there is a network: "
+            f"`{command}`; or give a local directory in diffusers' layout"
         ) from error
     # The hub's cache names a snapshot's directory after its commit.
-    return Path(found), Path(found).name
+    return root, root.name
+
+
+def _snapshot(source: str, revision: str | None, patterns: list[str]) -> Path:
+    return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+
+
+def _lacks_safetensors(root: Path, part: str) -> bool:
+    """Whether a folder is a network's, having a configuration, and its weights are in the older format only."""
+    return (root / part / "config.json").is_file() and not any(
+        any(root.glob(name)) for name in weights_of(part, "safetensors")
+    )
 
 
 def sha256_of(path: Path) -> str:
@@ -102,7 +128,7 @@ def verify(root: Path, expected: Mapping[str, str], source: str, required: bool 
         if found != digest.lower():
             raise PriorError(
                 f"{source}: {name}: SHA-256 is {found}, expected {digest}; the download is damaged or another version: "
-                f"delete {path} and fetch it again, or give its own digest"
+                f"delete {path.resolve()} and fetch it again, or give its own digest"
             )
         verified[name] = found
     return verified

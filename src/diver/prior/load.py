@@ -58,6 +58,8 @@ def load_prior(source: str | Path, options: PriorOptions | None = None, device: 
 def _family(root: Path, asked: str) -> str:
     """Kind of network at a path; raises PriorError if it cannot be told or is another than asked for."""
     if root.is_file():
+        if asked == "stable-diffusion":
+            raise PriorError(f"{root}: a single file is read as DiT or SiT; give {asked} in diffusers' layout")
         told = next((family for family in ("dit", "sit") if root.name.lower().startswith(family)), None)
         if asked == "auto" and told is None:
             raise PriorError(

@@ -66,10 +66,12 @@ def _value(label: str, family: str) -> str:
 def _panel(axes: Axes, table: pd.DataFrame, names: Sequence[str], ticks: Sequence[str]) -> None:
     for shift, (role, (colour, marker, label)) in zip((-0.08, 0.08), LOOKS.items(), strict=True):
         mine = table[table["role"] == role]
-        intervals = [t_interval(seed_means(mine[mine["stage2"] == name], LAST)) for name in names]
+        # A sweep may be applied to some stage-1 sets only.
+        here = [i for i, name in enumerate(names) if (mine["stage2"] == name).any()]
+        intervals = [t_interval(seed_means(mine[mine["stage2"] == names[i]], LAST)) for i in here]
         mean = np.array([one.mean for one in intervals])
         half = np.nan_to_num([one.half_width for one in intervals])
-        x = np.arange(len(names)) + shift
+        x = np.array(here) + shift
         axes.errorbar(x, mean, yerr=half, color=colour, marker=marker, capsize=2.5, linewidth=1.3, label=label)
         alone = mine[mine["stage2"] == NONE]
         if len(alone):

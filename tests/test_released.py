@@ -1,0 +1,111 @@
+"""Released sets as a stage 1, and what their files record beside our students."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tidy import LABELS, make_table
+
+from diver.config.distill import ReleasedConfig
+from diver.data.prepare import hold_out
+from diver.data.prepared import ContentError, Prepared
+from diver.data.subsets import subsets
+from diver.distill import METHODS
+from diver.prior.classes import class_ids, describe
+from diver.report.recorded import compare_recorded, recorded_accuracies
+from diver.report.sweeps import sweeps
+from diver.report.tables import to_csv, to_html, to_markdown, to_tex
+from diver.sets import SetError
+from diver.study import SetCell
+
+
+@pytest.fixture
+def data() -> Prepared:
+    images = torch.randint(0, 256, (60, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(3).repeat(20)
+    return Prepared(images, labels, images[:6], labels[:6], "toy", ("a", "b", "c"), (0.5,) * 3, (0.25,) * 3)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    images, labels = torch.randn(6, 3, 8, 8), torch.arange(3).repeat_interleave(2)
+    accuracies = {"ConvNet": [0.25, 0.27], "VGG11": [np.float64(0.2), np.float64(0.21)], "MLP": [0.1]}
+    torch.save({"data": [[images, labels]], "accs_all_exps": accuracies}, tmp_path / "released.pt")
+    return tmp_path / "released.pt"
+
+
+def test_released_set_is_one_of_the_dataset(data: Prepared, file: Path, tmp_path: Path) -> None:
+    made = METHODS["released"](data, 2, ReleasedConfig(path=str(file)), code="c")
+    assert (made.dataset, made.classes, made.ipc, made.value_range.kind) == ("toy", ("a", "b", "c"), 2, "standardised")
+    (step,) = made.steps
+    assert step.parameters["file"] == "released.pt" and len(step.parameters["sha256"]) == 64
+    made.write(tmp_path / "set.safetensors")
+    # The report reads this without a tensor library.
+    assert recorded_accuracies(tmp_path / "set.safetensors") == {
+        "ConvNet": [0.25, 0.27],
+        "VGG11": [0.2, 0.21],
+        "MLP": [0.1],
+    }
+    unit = METHODS["released"](data, 2, ReleasedConfig(path=str(file), value_range="unit"))
+    assert unit.value_range.kind == "unit"
+
+
+def test_released_set_of_another_kind_is_refused(data: Prepared, file: Path) -> None:
+    with pytest.raises(SetError, match=r"released\.pt: 2 images per class, and IPC 10"):
+        METHODS["released"](data, 10, ReleasedConfig(path=str(file)))
+    larger = replace(data, train_images=torch.zeros(60, 3, 16, 16, dtype=torch.uint8))
+    with pytest.raises(SetError, match="16, 16"):
+        METHODS["released"](larger, 2, ReleasedConfig(path=str(file)))
+
+
+def test_recorded_and_ours_stand_side_by_side() -> None:
+    table = make_table(seeds=3)
+    labels = replace(LABELS, architecture={**LABELS.architecture, "resnet": "ResNet-18"})
+    ours = table[(table.stage1 == "dm") & (table.stage2 == "none") & (table.ipc == 10)]
+    mean = ours.loc[ours.architecture == "resnet", "accuracy_last"].mean()
+    recorded = {"ResNet18": [0.30, 0.31, 0.32], "LeNet": [0.2, 0.2]}
+    made = compare_recorded(table, [(SetCell("cifar10", 10, "dm"), recorded)], labels)
+    (row,) = made.data.to_dict("records")
+    assert (row["architecture"], row["recorded_n"], row["ours_n"]) == ("resnet", 3, 3)
+    assert row["recorded"] == pytest.approx(31) and row["difference"] == pytest.approx(mean - 31)
+    assert 0 < row["p"] <= 1
+    text = to_markdown(made)
+    assert "31.0 ± 2.5 (3)" in text and "not among our students: LeNet" in text
+    for write in (to_csv, to_html, to_tex):
+        assert "ResNet" in write(made) or "resnet" in write(made)
+
+
+def test_sweep_figure_shows_each_point(tmp_path: Path) -> None:
+    table = make_table()
+    points = {"gamma": ["vae", "predd", "diver"], "t_f": ["raw", "inheritance"]}
+    png, svg = sweeps(table, LABELS, points, tmp_path / "sweeps.png")
+    assert png.stat().st_size > 10_000 and svg.exists()
+    again, _ = sweeps(table, LABELS, points, tmp_path / "again.png")
+    assert png.read_bytes() == again.read_bytes()
+    moved = table.assign(accuracy_last=table.accuracy_last.where(table.stage2 != "diver", 50.0))
+    other, _ = sweeps(pd.DataFrame(moved), LABELS, points, tmp_path / "other.png")
+    assert png.read_bytes() != other.read_bytes()
+
+
+def test_held_out_images_are_training_images_that_are_no_longer_trained_on(data: Prepared) -> None:
+    split = hold_out(data, 5)
+    assert torch.bincount(split.test_labels).tolist() == [5, 5, 5]
+    assert torch.bincount(split.train_labels).tolist() == [15, 15, 15]
+    rows = torch.cat([split.train_images, split.test_images]).flatten(1)
+    assert len(rows.unique(dim=0)) == len(data.train_images.flatten(1).unique(dim=0)) == 60
+    assert torch.equal(hold_out(data, 5).test_images, split.test_images)
+    with pytest.raises(ContentError, match="class 0 has 20"):
+        hold_out(data, 20)
+
+
+def test_subsets_name_classes_of_imagenet() -> None:
+    assert len(subsets()) == 12 and all(len(set(wnids)) == 10 for wnids in subsets().values())
+    # The indices that DIVER's and PReDD's code list, in the order of the labels.
+    fruit = class_ids(subsets()["imagefruit"], None, 1000, None, "DiT")
+    assert fruit == [953, 954, 949, 950, 951, 957, 952, 945, 943, 948]
+    squawk = class_ids(subsets()["imagesquawk"], None, 1000, None, "DiT")
+    assert squawk == [84, 130, 88, 144, 145, 22, 96, 9, 100, 89]
+    assert "pineapple" in describe(subsets()["imagefruit"][0]) and describe("hot_dog") == "hot dog"
