@@ -155,13 +155,13 @@ def import_(
     """
     from diver.data.spec import SpecError, load_dataset_spec
     from diver.data.subsets import IMAGENET_MEAN, IMAGENET_STD, subsets
-    from diver.sets import ValueRange, import_released
+    from diver.sets import SYMMETRIC, UNIT, ValueRange, import_released
 
     kinds = ("dataset", "unit", "symmetric")
     if value_range not in kinds:
         raise UserError(f"--value-range {value_range}: {nearest(value_range, list(kinds))}")
     if dataset in subsets():
-        classes, mean, std = subsets()[dataset], IMAGENET_MEAN, IMAGENET_STD
+        classes, of_dataset = subsets()[dataset], ValueRange.standardised(IMAGENET_MEAN, IMAGENET_STD)
     else:
         path = Path("config/datasets") / f"{dataset}.yaml"
         known = [*subsets(), *(found.stem for found in path.parent.glob("*.yaml"))]
@@ -171,8 +171,9 @@ def import_(
             spec = load_dataset_spec(path)
         except SpecError as error:
             raise UserError(str(error)) from None
-        classes, mean, std = spec.classes, spec.mean, spec.std
-    chosen = ValueRange.standardised(mean, std) if value_range == "dataset" else ValueRange(value_range)  # type: ignore[arg-type]
+        classes, of_dataset = spec.classes, ValueRange.standardised(spec.mean, spec.std)
+    named = {"unit": UNIT, "symmetric": SYMMETRIC, "dataset": of_dataset}
+    chosen = named[value_range]
     found, facts = import_released(file, dataset, classes, chosen)
     found.write(out)
     low, high = float(found.images.min()), float(found.images.max())

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+import yaml
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("Snakefile", "rules", "src", "config", "profiles", "envs", "tests/data", "data/shipped", "data/published")
@@ -142,3 +144,40 @@ def test_soft_labels_by_stored_answers_and_by_a_teacher(finished: Path) -> None:
     assert list(online["quirks"].unique()) == ["double_forward"]
     assert list(online["departures"].unique()) == ["epochs=3; batch=5"]
     assert not (online["train_loss_last"] == stored["train_loss_last"]).any()
+
+
+def test_released_set_is_recovered_in_shards_and_swept(finished: Path) -> None:
+    """The same stage-1 images as a released file: recovered by three jobs a set, with a sweep, to the report."""
+    from diver.sets import DistilledSet
+
+    made = DistilledSet.read(finished / "results/test/distilled/cifar10-slice/ipc2/dm.safetensors")
+    released = {"data": [[made.images, made.labels]], "accs_all_exps": {"ConvNet": [0.1, 0.2], "LeNet": [0.1]}}
+    torch.save(released, finished / "released.pt")
+    study = yaml.safe_load((finished / "config/test.yaml").read_text())
+    diver = study["recover"]["diver"]
+    study.update(
+        name="test-shards",
+        shards=3,
+        distill={"dc": {"label": "DC", "method": "released", "settings": {"path": "released.pt"}}},
+        recover={
+            "diver": {**diver, "applies_to": ["dc"]},
+            "gamma": {**diver, "label": "gamma", "applies_to": ["dc"], "sweep": {"gamma": [0, 0.1]}},
+        },
+        report={"ladder_of": "dc", "ladder": ["none", "gamma-0", "diver"], "gallery": ["diver"], "phases_of": "diver"},
+    )
+    study["students"].update(as_published={}, together=True, seeds=[0, 1])
+    del study["students"]["full_data"]
+    path = finished / "config/test-shards.yaml"
+    path.write_text(yaml.safe_dump(study))
+    result = run(finished, study=str(path))
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
+    folder = finished / "results/test-shards"
+    recovered = folder / "recovered/cifar10-slice/ipc2/dc"
+    assert len(list((recovered / "diver").glob("shard-*-of-3.safetensors"))) == 3
+    # Unsharded, from the set that was distilled here, the images are the same bit for bit.
+    whole = DistilledSet.read(finished / "results/test/recovered/cifar10-slice/ipc2/dm/diver.safetensors")
+    merged = DistilledSet.read(recovered / "diver.safetensors")
+    assert torch.equal(merged.images, whole.images)
+    assert torch.equal(DistilledSet.read(recovered / "gamma-0.1.safetensors").images, whole.images)
+    assert "recorded" in (folder / "tables/recorded.md").read_text()
+    assert (folder / "figures/sweeps.png").stat().st_size > 0
