@@ -70,7 +70,15 @@ class PlainDiT(nn.Module):
     """x [N, channels, size, size], t [N] and y [N] to [N, outputs, size, size]; label `classes` is null."""
 
     def __init__(
-        self, width: int, depth: int, heads: int, classes: int, size: int, channels: int = 4, outputs: int = 8, patch: int = 2
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        classes: int,
+        size: int,
+        channels: int = 4,
+        outputs: int = 8,
+        patch: int = 2,
     ):
         super().__init__()
         self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(channels, width, patch, stride=patch)})

@@ -156,7 +156,7 @@ def _placed(prior: Prior, options: PriorOptions, device: str) -> Prior:
 
 
 def compile_blocks(prior: Prior) -> None:
-    """Compile what repeats in the network, so that one compilation serves all of its blocks."""
+    """Compile what repeats in the network, so that a compilation or two serve all of its blocks."""
     blocks = getattr(prior.network, "transformer_blocks", None)
     if blocks is None:
         prior.network.compile(dynamic=False)
