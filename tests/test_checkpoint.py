@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diver.prior.base import PriorError
 from diver.prior.checkpoint import load_checkpoint
-from diver.prior.dit import share_embedders
+from diver.prior.dit import embed_once, share_embedders
 
 WIDTH, DEPTH, HEADS, CLASSES, SIZE = 128, 3, 2, 3, 8
 XL = {"width": 1152, "depth": 28, "heads": 16, "classes": 1000, "size": 32}
@@ -218,3 +218,22 @@ def test_a_width_whose_heads_nobody_published_is_refused(tmp_path: Path) -> None
     path = bare(PlainDiT(32, 1, 2, CLASSES, SIZE).state_dict(), tmp_path)
     with pytest.raises(PriorError, match=rf"{path}: number of attention heads"):
         load_checkpoint(path)
+
+
+def test_embedding_once_a_pass_changes_no_bit() -> None:
+    torch.manual_seed(0)
+    settings = {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 4, "out_channels": 8, "num_layers": 3}
+    network = DiTTransformer2DModel(**settings, sample_size=8, num_embeds_ada_norm=5).eval()
+    for block in network.transformer_blocks[1:]:
+        block.norm1.emb.load_state_dict(network.transformer_blocks[0].norm1.emb.state_dict())
+    x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([700, 700]), torch.tensor([1, 5])
+    before = network(x, timestep=t, class_labels=y).sample
+    embed_once(network)
+    assert torch.equal(before, network(x, timestep=t, class_labels=y).sample), "separate embedders are left alone"
+    share_embedders(network)
+    calls: list[int] = []
+    network.transformer_blocks[0].norm1.emb.register_forward_hook(lambda *_: calls.append(1))
+    embed_once(network)
+    assert torch.equal(before, network(x, timestep=t, class_labels=y).sample)
+    assert not torch.equal(before, network(x, timestep=t - 1, class_labels=y).sample)
+    assert len(calls) == 2

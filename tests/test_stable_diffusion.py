@@ -21,12 +21,15 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diver.config.prior import PriorOptions, VAETraining
+from diver.config.recover import DIVERConfig, PReDDConfig
 from diver.prior.base import PriorError
 from diver.prior.classes import describe
 from diver.prior.load import load_prior
 from diver.prior.schedule import Level
 from diver.prior.stable_diffusion import StableDiffusionPrior
 from diver.prior.train import build_vae
+from diver.recover.run import recover
+from diver.sets import UNIT, DistilledSet
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 LENGTH, WIDTH = 16, 16
@@ -302,3 +305,21 @@ def test_parts_of_different_models_are_refused(root: Path, tmp_path: Path) -> No
     tiny_text_encoder(60, 8).save_pretrained(tmp_path / "prior/text_encoder")
     with pytest.raises(PriorError, match="width of a token: unet has 16, text_encoder 8"):
         load(tmp_path / "prior")
+
+
+def test_diver_runs_on_prompts(root: Path) -> None:
+    """Class names are prompts, and a chain that begins where its start was noised to is img2img."""
+    prior = load(root)
+    images = torch.rand(4, 3, prior.image_size, prior.image_size, generator=torch.Generator().manual_seed(2))
+    source = DistilledSet(images, "toy", ("cat", "dog"), 2, UNIT, torch.tensor([0, 0, 1, 1]))
+    chain: dict[str, Any] = {"respacing": "4", "t_f": 2, "sp_low": 1, "sp_high": 2, "cfg_scale": 3.0}
+    guided = recover(source, prior, "diver", DIVERConfig(t_r=4, **chain))
+    assert guided.images.shape == images.shape and guided.steps[-1].parameters["prior"] == str(root)
+    free = recover(source, prior, "diver", DIVERConfig(t_r=4, gamma=0, **chain)).images
+    assert not torch.equal(free, guided.images)
+    img2img = recover(source, prior, "diver", DIVERConfig(t_r=3, gamma=0, **chain)).images
+    truncated = PReDDConfig(forward_t=2, reverse_t=3, sampler="ddim", respacing="4", cfg_scale=3.0)
+    predd = recover(source, prior, "predd", truncated).images
+    assert torch.equal(img2img, predd)
+    other = dataclasses.replace(source, classes=("cat", "horse"))
+    assert not torch.equal(recover(other, prior, "diver", DIVERConfig(t_r=4, gamma=0, **chain)).images[2:], free[2:])

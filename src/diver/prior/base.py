@@ -71,6 +71,7 @@ class Prior(ABC):
     facts: dict[str, Any] = field(default_factory=dict)
     # Images that the autoencoder handles at once; None leaves it to the batch.
     vae_chunk: int | None = None
+    _null: Tensor | None = field(default=None, init=False, repr=False)
 
     @property
     @abstractmethod
@@ -147,6 +148,12 @@ class Prior(ABC):
         parts = [self.vae.decode(scaled[at]).sample.float() for at in self._chunks(len(latents))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def _null_like(self, condition: Tensor) -> Tensor:
+        """The null condition where the others are: moved once, since each move makes a GPU wait."""
+        if self._null is None or self._null.device != condition.device or self._null.dtype != condition.dtype:
+            self._null = self.null.to(condition)
+        return self._null
+
     def _chunks(self, count: int) -> list[slice]:
         size = self.vae_chunk or max(count, 1)
         return [slice(first, first + size) for first in range(0, count, size)]
@@ -165,7 +172,7 @@ class Prior(ABC):
         if cfg_scale == 1:
             predicted, log_variance = self.predict(latents, level, condition)
         else:
-            null = self.null.to(condition).expand_as(condition)
+            null = self._null_like(condition).expand_as(condition)
             both, log_variance = self.predict(torch.cat([latents, latents]), level, torch.cat([condition, null]))
             conditional, unconditional = both.chunk(2)
             predicted = conditional.clone()

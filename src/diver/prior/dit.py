@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import DiTTransformer2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from diver.prior.base import Prior, PriorError
 from diver.prior.classes import class_ids
@@ -123,6 +124,37 @@ def share_embedders(network: DiTTransformer2DModel) -> int:
             freed += sum(p.numel() for p in other.parameters())
             block.norm1.emb = first
     return freed
+
+
+class _Embedded(nn.Module):
+    """Stands in every block for the embedder that all share, and answers what it said once for the pass."""
+
+    def __init__(self, embedder: nn.Module):
+        super().__init__()
+        self.embedder = embedder
+        self.value = torch.empty(0)
+
+    def forward(self, *given: Any, **named: Any) -> Tensor:
+        return self.value
+
+
+def embed_once(network: DiTTransformer2DModel) -> None:
+    """Embed time and class once a pass instead of once a block, where the blocks share one embedder.
+
+    The output does not change. The embedding is a third of the operations that a block issues, which is what small
+    batches on a GPU wait for.
+    """
+    shared = network.transformer_blocks[0].norm1.emb
+    if any(block.norm1.emb is not shared for block in network.transformer_blocks):
+        return
+    once = _Embedded(shared)
+    for block in network.transformer_blocks:
+        block.norm1.emb = once
+
+    def embed(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        once.value = shared(named["timestep"], named["class_labels"], hidden_dtype=network.dtype)
+
+    network.register_forward_pre_hook(embed, with_kwargs=True)
 
 
 def compute_as_published(network: DiTTransformer2DModel) -> None:

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, DiTTransformer2DModel
 from diffusers.utils import logging as diffusers_logging
-from torch import Tensor
 
 from diver.config.prior import PriorOptions
 from diver.prior.base import Prior, PriorError, load_part
 from diver.prior.checkpoint import load_checkpoint
-from diver.prior.dit import DiTPrior, SiTPrior, compute_as_published, share_embedders
+from diver.prior.dit import DiTPrior, SiTPrior, compute_as_published, embed_once, share_embedders
 from diver.prior.hub import KNOWN, fetch, verify
 
 diffusers_logging.disable_progress_bar()
@@ -126,6 +125,7 @@ def _transformer(
         scheduler = load_part(DDIMScheduler, root, "scheduler")
         alphas, prediction = scheduler.alphas_cumprod.double(), scheduler.config.prediction_type
         labels = _labels(root)
+    embed_once(network)
     fits = vae.config.latent_channels == network.config.in_channels
     if not fits:
         raise PriorError(
@@ -163,9 +163,3 @@ def compile_blocks(prior: Prior) -> None:
         return
     for block in blocks:
         block.compile(dynamic=False)
-
-
-def parameters(prior: Prior) -> int:
-    """Parameters that are held, each counted once."""
-    seen: dict[int, Tensor] = {p.data_ptr(): p for m in (prior.vae, prior.network) for p in m.parameters()}
-    return sum(p.numel() for p in seen.values())

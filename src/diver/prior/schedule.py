@@ -1,6 +1,7 @@
 """The noise levels that a reverse chain runs on, for diffusion and for flow matching alike."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -36,9 +37,13 @@ class Schedule:
         """The level at index k; index -1 is the clean latent."""
         if not -1 <= k < len(self):
             raise IndexError(f"index {k} is outside the schedule's -1..{len(self) - 1}")
-        if k == -1:
-            return Level(0.0, 1.0, 0.0)
-        return Level(float(self.timesteps[k]), float(self.signals[k]), float(self.noises[k]))
+        return self._levels[k + 1]
+
+    @cached_property
+    def _levels(self) -> list[Level]:
+        """All levels as plain numbers, the clean one first: a chain asks for them hundreds of times."""
+        columns = (column.tolist() for column in (self.timesteps.double(), self.signals, self.noises))
+        return [Level(0.0, 1.0, 0.0), *(Level(*values) for values in zip(*columns, strict=True))]
 
     def scale(self, k: int) -> float:
         level = self.level(k)

@@ -147,7 +147,7 @@ def recovered(
             batch = upcoming.result()
             upcoming = reader.submit(load, start + size) if start + size < count else None
             images = _finished(halving(batch), prior, config)[: count - start]
-            yield images.cpu().clone()
+            yield images.to("cpu", copy=True)
             if progress is not None:
                 progress(min(start + size, count), count, "images")
 

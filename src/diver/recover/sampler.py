@@ -5,6 +5,7 @@ its window. Indices count from clean (0) to noisy (K - 1), as in `Schedule`.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -83,12 +84,11 @@ def log_variance(schedule: Schedule, k: int, raw: Tensor | None) -> Tensor:
 
     `raw`: the network's output in [-1, 1] (Nichol and Dhariwal 2021, equation 15), or None.
     """
-    low = torch.tensor(schedule.posterior_variance(k), dtype=torch.float64).log()
+    low = math.log(schedule.posterior_variance(k))
     if raw is None:
-        return low
+        return torch.tensor(low, dtype=torch.float64)
     fraction = (raw + 1) / 2
-    high = torch.tensor(schedule.beta(k), dtype=torch.float64).log()
-    return fraction * high.to(raw) + (1 - fraction) * low.to(raw)
+    return fraction * math.log(schedule.beta(k)) + (1 - fraction) * low
 
 
 def ddim_step(clean: Tensor, noise: Tensor, fresh: Tensor | None, schedule: Schedule, k: int, eta: float) -> Tensor:
