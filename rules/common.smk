@@ -11,6 +11,7 @@ sys.path.insert(0, SOURCE)
 
 from diver import study as cells
 from diver.config.base import ConfigError
+from diver.config.networks import RECORDED
 from diver.config.study import NONE, parse_study
 from diver.data.spec import SpecError, load_dataset_spec
 from diver.provenance import code_digest
@@ -112,6 +113,13 @@ def released_file(wildcards):
 def released_cells():
     """The stage-1 sets that others have released."""
     return [cell for cell in SETS if cell.stage2 == NONE and STUDY.distill[cell.stage1].method == "released"]
+
+
+def recorded_networks():
+    """Architectures that are, as they stand, networks of which released files record accuracies."""
+    plain = {name: one.network for name, one in STUDY.students.architectures.items() if not one.options}
+    known = {name: network for name, network in plain.items() if network in RECORDED.values()}
+    return known if released_cells() else {}
 
 
 def stage1_set(wildcards):

@@ -177,7 +177,7 @@ rule report_quality:
         "../src/steps/report_quality.py"
 
 
-if released_cells():
+if recorded_networks():
 
     rule compare_recorded:
         input:
@@ -198,6 +198,7 @@ if released_cells():
             "../envs/report.yaml"
         params:
             cells=[asdict(cell) for cell in released_cells()],
+            networks=recorded_networks(),
             names=display_names(),
             code=code("compare_recorded"),
         message:
@@ -241,5 +242,5 @@ rule report:
         rules.draw_gallery.output,
         rules.draw_phases.output,
         rules.report_quality.output,
-        rules.compare_recorded.output if released_cells() else [],
+        rules.compare_recorded.output if recorded_networks() else [],
         rules.draw_sweeps.output if STUDY.sweeps() else [],

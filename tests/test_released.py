@@ -63,17 +63,17 @@ def test_released_set_of_another_kind_is_refused(data: Prepared, file: Path) -> 
 
 def test_recorded_and_ours_stand_side_by_side() -> None:
     table = make_table(seeds=3)
-    labels = replace(LABELS, architecture={**LABELS.architecture, "resnet": "ResNet-18"})
     ours = table[(table.stage1 == "dm") & (table.stage2 == "none") & (table.ipc == 10)]
     mean = ours.loc[ours.architecture == "resnet", "accuracy_last"].mean()
-    recorded = {"ResNet18": [0.30, 0.31, 0.32], "LeNet": [0.2, 0.2]}
-    made = compare_recorded(table, [(SetCell("cifar10", 10, "dm"), recorded)], labels)
+    recorded = {"ResNet18": [0.30, 0.31, 0.32], "LeNet": [0.2, 0.2], "ConvNet": [0.4]}
+    cell = SetCell("cifar10", 10, "dm")
+    made = compare_recorded(table, [(cell, recorded)], {"resnet": "resnet18-dd"}, LABELS)
     (row,) = made.data.to_dict("records")
     assert (row["architecture"], row["recorded_n"], row["ours_n"]) == ("resnet", 3, 3)
     assert row["recorded"] == pytest.approx(31) and row["difference"] == pytest.approx(mean - 31)
     assert 0 < row["p"] <= 1
     text = to_markdown(made)
-    assert "31.0 ± 2.5 (3)" in text and "not among our students: LeNet" in text
+    assert "31.0 ± 2.5 (3)" in text and "not among our students: ConvNet, LeNet" in text
     for write in (to_csv, to_html, to_tex):
         assert "ResNet" in write(made) or "resnet" in write(made)
 

@@ -13,5 +13,5 @@ with step_log(snakemake.log[0], snakemake.threads, "recorded accuracies"):
     cells = [SetCell(**cell) for cell in params.cells]
     recorded = list(zip(cells, map(recorded_accuracies, snakemake.input.sets), strict=True))
     results = pd.read_csv(snakemake.input.results, keep_default_na=False)
-    table = compare_recorded(results, recorded, Labels(**params.names))
+    table = compare_recorded(results, recorded, params.networks, Labels(**params.names))
     write_table(table, *snakemake.output.table, snakemake.output.html)

@@ -83,3 +83,7 @@ def check_network(name: str) -> None:
         hint = f"nearest: {', '.join(near)}; " if near else ""
         others = " or ".join(f"{library}:NAME" for library in LIBRARIES)
         raise ValueError(f"network {name!r} is not known; {hint}choose {', '.join(valid)}, {others}")
+
+
+# Networks by the names under which released files of DC, DSA and DM record accuracies.
+RECORDED = {"ConvNet": "convnet-3", "AlexNet": "alexnet", "VGG11": "vgg-11", "ResNet18": "resnet18-dd"}

@@ -244,7 +244,9 @@ def cross_architecture(
     order = [_tick(name, shown, labels) for name in order] + [UNSEEN_MEAN]
     colours = _colours(labels, names)
     with style():
-        figure = Figure(figsize=(4.6 * len(ipcs) + 0.4, 2.75 * len(panels) + 0.75), layout="constrained")
+        figure = Figure(
+            figsize=(4.6 * max(1.0, len(names) / 8) * len(ipcs) + 0.4, 2.75 * len(panels) + 0.75), layout="constrained"
+        )
         grid = figure.subplots(len(panels), len(ipcs), squeeze=False, sharex=True, sharey="col")
         for i, (dataset, stage1) in enumerate(panels):
             for j, ipc in enumerate(ipcs):
@@ -304,7 +306,7 @@ def _point_panel(
         markers=[colours[name][1] for name in names],
         linestyles="none",
         errorbar=_bounds,
-        dodge=0.11 * len(names) if len(names) > 1 else False,
+        dodge=min(0.11 * len(names), 0.8) if len(names) > 1 else False,
         markersize=5.5,
         err_kws={"linewidth": 1.4},
         legend=False,

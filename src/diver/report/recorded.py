@@ -2,26 +2,21 @@
 
 import json
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from scipy import stats
 
+from diver.config.networks import RECORDED
 from diver.config.study import NONE
 from diver.report.labels import Labels
 from diver.report.statistics import LAST, t_interval
-from diver.report.tables import Table, interval_text
+from diver.report.tables import Table, interval_text, protocol_lines
 from diver.study import MATCHED, SetCell
 
 COLUMNS = ["dataset", "ipc", "stage1", "architecture", "recorded", "recorded_n", "ours", "ours_n", "difference", "p"]
-
-
-def same_name(name: str) -> str:
-    """A name without case, dashes and spaces: 'VGG-11' and 'VGG11' are the same."""
-    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def recorded_accuracies(path: str | Path) -> dict[str, list[float]]:
@@ -36,14 +31,18 @@ def recorded_accuracies(path: str | Path) -> dict[str, list[float]]:
 
 
 def compare_recorded(
-    table: pd.DataFrame, recorded: Sequence[tuple[SetCell, dict[str, list[float]]]], labels: Labels
+    table: pd.DataFrame,
+    recorded: Sequence[tuple[SetCell, dict[str, list[float]]]],
+    networks: Mapping[str, str],
+    labels: Labels,
 ) -> Table:
-    """A row per released set and architecture that both know, by the architecture's label; accuracies in percent.
+    """A row per released set and network that both know; accuracies in percent.
 
-    `recorded`: sets with what their files say, as fractions, one per evaluation. Welch's t-test; the recorded values
-    are of one set of images and other initial weights, as ours are. Architectures that only one side has are named
-    under the table.
+    `recorded`: sets with what their files say, as fractions, one per evaluation. `networks`: the network of those
+    architectures of the study that are a published one as it stands. Welch's t-test; the recorded values are of one
+    set of images and several initial weights, as ours are. Networks that the study lacks are named under the table.
     """
+    ours = {network: architecture for architecture, network in networks.items()}
     rows: list[dict[str, Any]] = []
     display: list[dict[str, str]] = []
     unmatched: set[str] = set()
@@ -55,18 +54,18 @@ def compare_recorded(
             & (table.stage2 == NONE)
             & (table.scale == MATCHED)
         ]
-        ours = {same_name(labels.architecture.get(name, name)): name for name in mine.architecture.unique()}
         for name, fractions in accuracies.items():
-            if same_name(name) not in ours or not fractions:
+            architecture = ours.get(RECORDED.get(name, ""))
+            if architecture is None or not fractions:
                 unmatched.add(name)
                 continue
             theirs = [100 * value for value in fractions]
-            found = mine.loc[mine.architecture == ours[same_name(name)], LAST].tolist()
+            found = mine.loc[mine.architecture == architecture, LAST].tolist()
             several = min(len(theirs), len(found)) > 1
             p = float(stats.ttest_ind(theirs, found, equal_var=False).pvalue) if several else math.nan
             means = sum(theirs) / len(theirs), sum(found) / len(found)
             values = [means[0], len(theirs), means[1], len(found), means[1] - means[0], p]
-            names = [cell.dataset, cell.ipc, cell.stage1, ours[same_name(name)]]
+            names = [cell.dataset, cell.ipc, cell.stage1, architecture]
             rows.append(dict(zip(COLUMNS, [*names, *values], strict=True)))
             display.append(
                 {
@@ -82,6 +81,7 @@ def compare_recorded(
     legend = [
         "Test accuracy in %: mean ± half width of the 95 % t-interval (number of evaluations). Recorded: what the "
         "released file says of the same images.",
+        *protocol_lines(table),
     ]
     if unmatched:
         legend.append(f"In the files and not among our students: {', '.join(sorted(unmatched))}.")

@@ -199,7 +199,7 @@ def _legend(table: pd.DataFrame, labels: Labels) -> list[str]:
         "Test accuracy in % after the last epoch: mean ± half width of the 95 % t-interval over "
         f"{count} seed{'' if count == '1' else 's'}; in parentheses the mean of each student's best test, which is "
         "chosen with the test images in sight.",
-        *_protocols(table),
+        *protocol_lines(table),
     ]
     if unseen:
         names = ", ".join(labels.architecture.get(name, name) for name in unseen)
@@ -211,7 +211,7 @@ def _legend(table: pd.DataFrame, labels: Labels) -> list[str]:
     return lines
 
 
-def _protocols(table: pd.DataFrame) -> list[str]:
+def protocol_lines(table: pd.DataFrame) -> list[str]:
     """A line for each protocol: what was departed from, which quirks are on, what its papers report."""
     lines = []
     for keys, rows in table.groupby(["protocol", "quirks", "reported"], sort=False):
