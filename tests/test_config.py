@@ -161,6 +161,13 @@ def test_presets_are_started_from_and_departed_from() -> None:
         parse_study(raw, "test")
 
 
+def test_a_study_of_proxies_alone_is_refused() -> None:
+    raw = yaml.safe_load((ROOT / "config/test.yaml").read_text())
+    del raw["students"]["architectures"]["resnet"]
+    with pytest.raises(ConfigError, match="all are proxies"):
+        parse_study(raw, "test")
+
+
 def test_a_released_set_needs_its_file() -> None:
     raw = yaml.safe_load((ROOT / "config/test.yaml").read_text())
     raw["distill"]["dc"] = {"label": "DC", "method": "released", "by_ipc": {10: {"path": "x.pt"}}}

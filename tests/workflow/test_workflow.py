@@ -166,7 +166,7 @@ def test_released_set_is_recovered_in_shards_and_swept(finished: Path) -> None:
         report={"ladder_of": "dc", "ladder": ["none", "gamma-0", "diver"], "gallery": ["diver"], "phases_of": "diver"},
     )
     study["students"].update(as_published={}, together=True, seeds=[0, 1])
-    study["students"]["architectures"] = {"convnet": {"network": "convnet-3", "label": "ConvNet", "role": "proxy"}}
+    study["students"]["architectures"]["convnet"] = {"network": "convnet-3", "label": "ConvNet", "role": "proxy"}
     del study["students"]["full_data"]
     path = finished / "config/test-shards.yaml"
     path.write_text(yaml.safe_dump(study))

@@ -196,6 +196,11 @@ class Study(Model):
             )
         if encoded and self.teacher is not None and self.teacher.source.startswith("timm:"):
             faults.append(f"distill.{encoded[0]}.settings.encoder: a teacher of timm has no file; give a file's path")
+        if all(one.role == "proxy" for one in self.students.architectures.values()):
+            faults.append(
+                "students.architectures: all are proxies, and the tables' means are over unseen ones; give one without "
+                "role: proxy"
+            )
         for name, one in self.distill.items():
             for ipc in self.ipc if one.method == "released" else []:
                 if not one.at(ipc)["path"]:
