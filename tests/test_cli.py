@@ -112,7 +112,9 @@ def test_mistakes_are_one_line(
     word: str,
 ) -> None:
     prior = [] if "--prior" in arguments else ["--prior", str(prior_folder)]
-    assert run(monkeypatch, "recover", str(set_file), "--out", "unused", *prior, *arguments) == 2
+    out = set_file.with_name("unused")
+    assert run(monkeypatch, "recover", str(set_file), "--out", str(out), *prior, *arguments) == 2
+    assert not list(out.parent.glob("*unused*"))
     error = capsys.readouterr().err
     assert word in error and len(error.strip().splitlines()) == 1
 

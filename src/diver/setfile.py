@@ -177,8 +177,10 @@ class RowWriter:
         self.journal.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Stop without finishing; the rows stay for the next writer."""
+        """Stop without finishing; the rows, if there are any, stay for the next writer."""
         self._file.close()
+        if not self.done:
+            self.part.unlink(missing_ok=True)
 
 
 def shard_head(head: DistilledSet, classes: range) -> DistilledSet:

@@ -195,6 +195,9 @@ def recover_file(
         size = config.output_size or prior.image_size
         shape = (prior.image_channels, size, size)
         head = with_step(head, shape[0], SYMMETRIC, step_of(prior, method, config, code))
+        # What does not fit is refused before a file is begun.
+        METHODS[method](prior, config, rows.ipc)
+        _table(rows, prior, config)
         origin = f"{Path(source).resolve()} {stat.st_size} {stat.st_mtime_ns} {rows.numbers}" if stat else ""
         writer = RowWriter(out, head, shape, key=origin)
         try:
