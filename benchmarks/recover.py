@@ -51,11 +51,12 @@ from diver.config.prior import PriorOptions
 from diver.config.recover import PRESETS, DIVERConfig
 from diver.prior.base import PriorError
 from diver.prior.dit import DiTPrior, embed_once, share_embedders
-from diver.prior.load import DTYPES, best_device, compile_blocks, load_prior
+from diver.prior.load import DTYPES, compile_blocks, load_prior
 from diver.prior.schedule import respace
 from diver.recover.run import recover
 from diver.recover.sampler import KeyedNoise
 from diver.sets import SYMMETRIC, DistilledSet
+from diver.workers import best_device
 
 # facebook/DiT-XL-2-256 and stabilityai/sd-vae-ft-mse.
 FULL: dict[str, Any] = {"num_attention_heads": 16, "attention_head_dim": 72, "num_layers": 28, "sample_size": 32}
@@ -584,7 +585,9 @@ def arguments_of() -> argparse.Namespace:
     parser.add_argument(
         "--variants", nargs="+", type=Variant.of, default=DEFAULT, help=f"by default {' '.join(DEFAULT)}"
     )
-    parser.add_argument("--device", default=best_device(), help="cuda, cuda:1 or cpu; by default a GPU if there is one")
+    parser.add_argument(
+        "--device", default=str(best_device()), help="cuda, cuda:1 or cpu; by default a GPU if there is one"
+    )
     parser.add_argument("--small", action="store_true", help="a small network at 128 pixels instead of DiT-XL/2")
     parser.add_argument("--prior", type=Path, help="a directory in DiTPipeline's layout instead of random weights")
     parser.add_argument("--set", type=Path, help="a distilled set whose images are recovered; by default random ones")

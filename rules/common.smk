@@ -141,10 +141,6 @@ def distill_settings(wildcards):
     return {**settings, "encoder": teacher_source(wildcards)} if settings.get("encoder") == "teacher" else settings
 
 
-def recover_method(wildcards):
-    return STUDY.recover[wildcards.stage2].method
-
-
 def recover_settings(wildcards):
     return STUDY.recover[wildcards.stage2].full()
 
@@ -154,7 +150,9 @@ def prior_options():
 
 
 def shard_classes(wildcards):
-    """First class and end of a shard."""
+    """First class and end of a shard; None for a whole set."""
+    if STUDY.shards == 1:
+        return None
     return cells.shard_classes(STUDY, int(wildcards.shard), len(DATASETS[wildcards.dataset].classes))
 
 

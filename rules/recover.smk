@@ -1,58 +1,35 @@
-# A set is recovered by one job, or by one per range of its classes, whose shards are then put together.
-if STUDY.shards == 1:
+# One job recovers a set, or one each range of its classes, whose shards are then put together.
+PART = "{stage2}" if STUDY.shards == 1 else "{stage2}/shard-{shard}-of-{shards}"
+JOB = "{dataset}-ipc{ipc}-{stage1}-" + PART.replace("/", "-")
 
-    rule recover_set:
-        input:
-            set=stage1_set,
-            prior=prior_files,
-        output:
-            set=f"{RESULTS}/recovered/{{dataset}}/ipc{{ipc}}/{{stage1}}/{{stage2}}.safetensors",
-        log:
-            f"{LOGS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}.log",
-        benchmark:
-            f"{BENCHMARKS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}.tsv"
-        conda:
-            "../envs/torch.yaml"
-        threads: 1
-        params:
-            method=recover_method,
-            settings=recover_settings,
-            prior=prior_source,
-            options=prior_options(),
-            classes=None,
-            code=code("recover_set"),
-        message:
-            "stage 2: {wildcards.stage2} on {wildcards.stage1}, {wildcards.dataset}, IPC {wildcards.ipc}"
-        script:
-            "../src/steps/recover_set.py"
 
-else:
+rule recover_set:
+    input:
+        set=stage1_set,
+        prior=prior_files,
+    output:
+        set=f"{RESULTS}/recovered/{{dataset}}/ipc{{ipc}}/{{stage1}}/{PART}.safetensors",
+    log:
+        f"{LOGS}/recover/{JOB}.log",
+    benchmark:
+        f"{BENCHMARKS}/recover/{JOB}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    params:
+        method=lambda wildcards: STUDY.recover[wildcards.stage2].method,
+        settings=recover_settings,
+        prior=prior_source,
+        options=prior_options(),
+        classes=shard_classes,
+        code=code("recover_set"),
+    message:
+        "stage 2: {wildcards.stage2} on {wildcards.stage1}, {wildcards.dataset}, IPC {wildcards.ipc}"
+    script:
+        "../src/steps/recover_set.py"
 
-    rule recover_shard:
-        input:
-            set=stage1_set,
-            prior=prior_files,
-        output:
-            set=f"{RESULTS}/recovered/{{dataset}}/ipc{{ipc}}/{{stage1}}/{{stage2}}/shard-{{shard}}-of-{{shards}}.safetensors",
-        log:
-            f"{LOGS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}-{{shard}}-of-{{shards}}.log",
-        benchmark:
-            f"{BENCHMARKS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}-{{shard}}-of-{{shards}}.tsv"
-        conda:
-            "../envs/torch.yaml"
-        threads: 1
-        params:
-            method=recover_method,
-            settings=recover_settings,
-            prior=prior_source,
-            options=prior_options(),
-            classes=shard_classes,
-            code=code("recover_set"),
-        message:
-            "stage 2: {wildcards.stage2} on {wildcards.stage1}, {wildcards.dataset}, IPC {wildcards.ipc}, "
-            "shard {wildcards.shard} of {wildcards.shards}"
-        script:
-            "../src/steps/recover_set.py"
+
+if STUDY.shards > 1:
 
     rule merge_shards:
         input:

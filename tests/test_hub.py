@@ -87,7 +87,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
 
 def pin(monkeypatch: pytest.MonkeyPatch, name: str, **changes: Any) -> None:
     known = hub.KNOWN[name]
-    settings = {"revision": known.revision, "sha256": known.sha256, "original_time": known.original_time, **changes}
+    settings = {"revision": known.revision, "sha256": known.sha256, "as_published": known.as_published, **changes}
     monkeypatch.setitem(hub.KNOWN, name, hub.Pin(**settings))
 
 
@@ -208,10 +208,10 @@ def test_known_networks_compute_as_published_and_others_as_diffusers(
     cache.add("owner/name", layout / "dit")
     pin(monkeypatch, DIT, sha256={})
     assert deviation(load_prior(DIT, device="cpu"), plain) < 1e-10
-    assert deviation(load_prior(DIT, PriorOptions(time_frequencies="diffusers"), "cpu"), plain) > 1e-3
+    assert deviation(load_prior(DIT, PriorOptions(dit_arithmetic="diffusers"), "cpu"), plain) > 1e-3
     for other in ("owner/name", layout / "dit"):
         assert deviation(load_prior(other, device="cpu"), plain) > 1e-3
-    assert deviation(load_prior(layout / "dit", PriorOptions(time_frequencies="original"), "cpu"), plain) < 1e-10
+    assert deviation(load_prior(layout / "dit", PriorOptions(dit_arithmetic="published"), "cpu"), plain) < 1e-10
     # A folder that has a known name is not the hub's.
     shutil.copytree(layout / "dit", cache.root / DIT)
     monkeypatch.chdir(cache.root)

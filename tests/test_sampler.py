@@ -10,7 +10,7 @@ from diver.prior.base import Denoised, Prior
 from diver.prior.dit import DiTPrior
 from diver.prior.schedule import Schedule, linear_path, respace
 from diver.recover.diver import dit_schedule
-from diver.recover.run import prepared_batch, recover
+from diver.recover.run import Recovery, recover
 from diver.recover.sampler import Denoiser, Guidance, KeyedNoise, add_noise, ddim_step, log_variance, run_chain
 from diver.recover.trace import trace_diver
 from diver.setfile import Rows
@@ -235,7 +235,7 @@ def test_mode_guidance_is_diver_from_gaussian_with_another_anchor(tiny_prior: Di
     config = DIVERConfig(start="gaussian", sampler="ddpm", sp_low=26, sp_high=49, vae_sample=False)
     ours = recover(tiny_set, tiny_prior, "diver", config).images
     schedule, labels = respace(tiny_prior.alphas_cumprod, "50"), tiny_set.hard_labels()
-    images, _, noise = prepared_batch(Rows.of(tiny_set), tiny_prior, config, range(len(labels)))
+    images, _, noise = Recovery(Rows.of(tiny_set), tiny_prior, "diver", config).load(range(len(labels)))
     mode = tiny_prior.encode(images, None)
     z = noise.draw("start", tiny_prior.latent_shape, mode)
     for k in range(49, -1, -1):

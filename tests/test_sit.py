@@ -83,8 +83,8 @@ def test_a_file_is_recognised_by_its_name_or_by_what_is_said(folder: Path, sit: 
     assert isinstance(load_prior(folder / "0400000.pt", options.model_copy(update={"family": "dit"}), "cpu"), DiTPrior)
     with pytest.raises(PriorError, match="SiT-tiny.pt: a single file is read as DiT or SiT"):
         load_prior(folder / "SiT-tiny.pt", options.model_copy(update={"family": "stable-diffusion"}), "cpu")
-    with pytest.raises(PriorError, match="has DiT's own time frequencies"):
-        load_prior(folder / "SiT-tiny.pt", options.model_copy(update={"time_frequencies": "diffusers"}), "cpu")
+    with pytest.raises(PriorError, match="computes as published"):
+        load_prior(folder / "SiT-tiny.pt", options.model_copy(update={"dit_arithmetic": "diffusers"}), "cpu")
     assert (sit.latent_shape, sit.image_size, sit.null_class) == ((4, SIZE, SIZE), 16, CLASSES)
     assert not sit.learns_variance and not any(p.requires_grad for p in sit.network.parameters())
 

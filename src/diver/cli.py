@@ -154,14 +154,14 @@ def import_(
     Example: diver import res_DM_imagenet-fruits_ConvNet_1ipc.pt --dataset imagefruit --out fruit.safetensors
     """
     from diver.data.spec import SpecError, load_dataset_spec
-    from diver.data.subsets import IMAGENET_MEAN, IMAGENET_STD, subsets
-    from diver.sets import SYMMETRIC, UNIT, ValueRange, import_released
+    from diver.data.subsets import subsets
+    from diver.sets import IMAGENET, SYMMETRIC, UNIT, ValueRange, import_released
 
     kinds = ("dataset", "unit", "symmetric")
     if value_range not in kinds:
         raise UserError(f"--value-range {value_range}: {nearest(value_range, list(kinds))}")
     if dataset in subsets():
-        classes, of_dataset = subsets()[dataset], ValueRange.standardised(IMAGENET_MEAN, IMAGENET_STD)
+        classes, of_dataset = subsets()[dataset], IMAGENET
     else:
         path = Path("config/datasets") / f"{dataset}.yaml"
         known = [*subsets(), *(found.stem for found in path.parent.glob("*.yaml"))]
@@ -254,7 +254,8 @@ def evaluate(
     from diver.report.statistics import t_interval
     from diver.report.tables import interval_text
     from diver.sets import DistilledSet
-    from diver.students import answer_set, best_device, evaluate_set
+    from diver.students import answer_set, evaluate_set
+    from diver.workers import best_device
 
     students = load_study(study).students
     chosen = students.protocol
@@ -337,7 +338,8 @@ def teach(
     from diver.data.prepared import Prepared
     from diver.networks.weights import write_trained
     from diver.progress import reporter
-    from diver.students import best_device, train_teacher
+    from diver.students import train_teacher
+    from diver.workers import best_device
 
     try:
         check_network(network)

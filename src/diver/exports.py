@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diver.config.base import nearest
-from diver.sets import DistilledSet, SetError, ValueRange
+from diver.sets import IMAGENET, DistilledSet, SetError, ValueRange
 
 # A stage-1 method that learns the rate for its students records it in its step's parameters under this name.
 LEARNED_RATE = "syn_lr"
@@ -31,8 +31,8 @@ class JudgedDataset:
     name: str
     count: int
     size: int | None
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     classes: tuple[str, ...] = ()
 
     @property
@@ -42,7 +42,7 @@ class JudgedDataset:
 
 _CIFAR_STD = (0.2023, 0.1994, 0.2010)
 _CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_IMAGENET = (IMAGENET.mean, IMAGENET.std)
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # ImageNet's subsets by wnid in DD-Ranking's label order, that of Cazenavette et al. 2022, which is often not sorted.
 _SUBSETS = """

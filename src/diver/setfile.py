@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from diver.sets import DistilledSet, SetError, Step, ValueRange, read_header
+from diver.sets import DistilledSet, SetError, ValueRange, read_header
 from diver.tensorfile import Layout, TensorFileError, canonical_json, layout, opened
 
 
@@ -86,11 +87,8 @@ class SetFile:
                     labels=file.get_tensor("labels") if "labels" in names else None,
                     soft_labels=file.get_tensor("soft_labels") if "soft_labels" in names else None,
                 )
+                head.validate_metadata(str(path))
                 count = len(head.classes)
-                if shape[0] != head.ipc * count:
-                    raise SetError(
-                        f"{path}: {shape[0]} images, but ipc {head.ipc} and {count} classes make another number"
-                    )
                 chosen = classes if classes is not None else range(count)
                 if not (len(chosen) and 0 <= chosen.start < chosen.stop <= count):
                     raise SetError(f"{path}: classes {chosen.start}..{chosen.stop - 1}: the set has 0..{count - 1}")
@@ -110,6 +108,12 @@ class SetFile:
                 yield SetFile(head, rows)
         except TensorFileError as error:
             raise SetError(f"{path}: {error}") from error
+
+
+def origin(path: str | Path) -> str:
+    """What tells a file from another one at the same place, without reading it."""
+    stat = Path(path).stat()
+    return f"{Path(path).resolve()} {stat.st_size} {stat.st_mtime_ns}"
 
 
 class RowWriter:
@@ -176,8 +180,14 @@ class RowWriter:
         os.replace(self.part, self.path)
         self.journal.unlink(missing_ok=True)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *stopped_by: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """Stop without finishing; the rows, if there are any, stay for the next writer."""
+        """Stop; rows of an unfinished file, if there are any, stay for the next writer."""
         self._file.close()
         if not self.done:
             self.part.unlink(missing_ok=True)
@@ -221,16 +231,11 @@ def merge(source: str | Path, shards: Sequence[str | Path], out: str | Path, chu
             shape = shard_file.rows.read([0]).shape[1:]
         like = replace(whole.head, value_range=first.value_range, steps=first.steps)
         like = replace(like, images=torch.empty(len(whole.head.images), shape[0], 0, 0))
-        writer = RowWriter(out, like, shape, key="|".join(str(shard) for _, shard in heads))
-        writer.done = 0
-        for _, shard in heads:
-            with SetFile.open(shard) as shard_file:
-                for at in range(0, len(shard_file.rows), chunk):
-                    writer.write(shard_file.rows.read(range(at, min(at + chunk, len(shard_file.rows)))))
-        writer.finish()
-
-
-def with_step(head: DistilledSet, channels: int, value_range: ValueRange, step: Step) -> DistilledSet:
-    """The head of the set that `step` makes."""
-    images = torch.empty(len(head.images), channels, 0, 0)
-    return replace(head, images=images, value_range=value_range, steps=(*head.steps, step))
+        with RowWriter(out, like, shape, key=" ".join(origin(shard) for _, shard in heads)) as writer:
+            before = 0
+            for head, shard in heads:
+                with SetFile.open(shard) as shard_file:
+                    for at in range(max(0, writer.done - before), len(shard_file.rows), chunk):
+                        writer.write(shard_file.rows.read(range(at, min(at + chunk, len(shard_file.rows)))))
+                before += len(head.images)
+            writer.finish()

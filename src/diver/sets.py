@@ -4,7 +4,6 @@ Its images always carry their value range, because mixing ranges up is silent: a
 in [-1, 1] trains students that look merely bad.
 """
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
-from diver.tensorfile import TensorFileError, canonical_json, read_tensors, tensors_digest, write_tensors
+from diver.tensorfile import TensorFileError, canonical_json, file_checksum, read_tensors, tensors_digest, write_tensors
 
 RangeKind = Literal["standardised", "unit", "symmetric"]
 
@@ -69,6 +68,10 @@ class ValueRange:
         mean, std = self._statistics(images)
         return (images - mean) / std
 
+    def convert(self, images: Tensor, target: "ValueRange") -> Tensor:
+        """Images [..., C, H, W] of this range in another. Nothing is clipped; the same range changes no bit."""
+        return images if target == self else target.from_unit(self.to_unit(images))
+
     def _statistics(self, images: Tensor) -> tuple[Tensor, Tensor]:
         if images.ndim < 3 or images.shape[-3] != len(self.mean):
             raise ValueError(f"images of shape {list(images.shape)} do not have the range's {len(self.mean)} channels")
@@ -78,6 +81,8 @@ class ValueRange:
 
 UNIT = ValueRange("unit")
 SYMMETRIC = ValueRange("symmetric")
+# How images of ImageNet and its subsets are standardised.
+IMAGENET = ValueRange.standardised((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True)
@@ -130,9 +135,7 @@ class DistilledSet:
 
     def in_range(self, target: ValueRange) -> "DistilledSet":
         """The same set with its images in another value range. Nothing is clipped; the same range changes no bit."""
-        if target == self.value_range:
-            return self
-        return replace(self, images=target.from_unit(self.value_range.to_unit(self.images)), value_range=target)
+        return replace(self, images=self.value_range.convert(self.images, target), value_range=target)
 
     def with_images(self, images: Tensor, value_range: ValueRange, step: Step) -> "DistilledSet":
         """The next set of the chain: new images [N, C', H', W'] for the same labels, made by `step`."""
@@ -342,7 +345,7 @@ def import_released(
         ipc=max(1, len(labels) // max(1, len(classes))) if labels.ndim else 1,
         value_range=value_range,
         labels=labels.detach().long(),
-        steps=(Step("released", {"sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}),),
+        steps=(Step("released", {"sha256": file_checksum(path)}),),
     )
     found.validate(str(path))
     return found, {"entries": len(data), "accuracies": accuracies}

@@ -29,6 +29,12 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 
 
+def file_checksum(path: str | Path, algorithm: str = "sha256") -> str:
+    """Hexadecimal checksum of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
 def tensors_digest(tensors: Mapping[str, Tensor], metadata: Any = None) -> str:
     """SHA-256 in hexadecimal over names, dtypes, shapes and values (in the order of the names) and the metadata."""
     digest = hashlib.sha256(canonical_json(metadata).encode())

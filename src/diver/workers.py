@@ -1,4 +1,4 @@
-"""Processes that train side by side on a CPU, and what every process of this project tells its allocator."""
+"""Where work runs: processes side by side on a CPU, the device, and what every process tells its allocator."""
 
 import ctypes
 import multiprocessing
@@ -8,7 +8,10 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from multiprocessing.sharedctypes import Synchronized
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import torch
 
 Result = TypeVar("Result")
 Report = Callable[[int], None]
@@ -29,6 +32,13 @@ def keep_freed_memory() -> None:
         if hasattr(libc, "mallopt"):
             libc.mallopt(_M_MMAP_MAX, 0)
             libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def best_device() -> "torch.device":
+    """The first GPU, if there is one; otherwise the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 # Set in each worker when it is forked: work is a closure, which could not be sent to it afterwards.

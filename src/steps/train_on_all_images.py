@@ -6,8 +6,9 @@ from pathlib import Path
 from diver.config.students import Architecture, FullData
 from diver.data.prepared import Prepared
 from diver.progress import step_log
-from diver.students import best_device, evaluate_full, write_rows
+from diver.students import evaluate_full, write_rows
 from diver.study import FULL, MATCHED
+from diver.workers import best_device
 
 wildcards, params = snakemake.wildcards, snakemake.params
 with step_log(snakemake.log[0], snakemake.threads, f"students on all of {wildcards.dataset}") as progress:

@@ -9,8 +9,9 @@ from diver.data.prepared import Prepared
 from diver.networks.weights import load_teacher
 from diver.progress import step_log
 from diver.sets import DistilledSet
-from diver.students import Replay, best_device, evaluate_set, write_rows
+from diver.students import Replay, evaluate_set, write_rows
 from diver.study import MATCHED
+from diver.workers import best_device
 
 wildcards, params = snakemake.wildcards, snakemake.params
 label = f"students on {wildcards.stage1} + {wildcards.set}, IPC {wildcards.ipc}"

@@ -6,7 +6,8 @@ from diver.config.students import Teacher
 from diver.data.prepared import Prepared
 from diver.networks.weights import write_trained
 from diver.progress import step_log
-from diver.students import best_device, train_teacher
+from diver.students import train_teacher
+from diver.workers import best_device
 
 params = snakemake.params
 with step_log(snakemake.log[0], snakemake.threads, f"teacher of {snakemake.wildcards.dataset}") as progress:

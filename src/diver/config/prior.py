@@ -80,10 +80,10 @@ class PriorOptions(Model):
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of network and autoencoder.")
     compile: bool = Field(False, description="Compile the network's repeated blocks (torch.compile): pays on a GPU.")
     vae_chunk: int | None = Field(None, ge=1, description="Images that the autoencoder handles at once; none: all.")
-    time_frequencies: Literal["auto", "diffusers", "original"] = Field(
+    dit_arithmetic: Literal["auto", "diffusers", "published"] = Field(
         "auto",
-        description="Frequencies of a DiT's time embedding: original is what DiT's and SiT's released weights were "
-        "trained with, diffusers what its class computes. auto: original for single files and for the known hub names.",
+        description="Time frequencies and normalisation of a DiT: published is what DiT's and SiT's released weights "
+        "were trained with, diffusers what its class computes. auto: published for single files and known hub names.",
     )
     prompt: str = Field("{}", description="Stable Diffusion's prompt; {} is the class's name in words.")
     negative_prompt: str = Field("", description="Stable Diffusion's prompt of the unconditional estimate.")

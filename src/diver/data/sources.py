@@ -20,6 +20,7 @@ from pathlib import Path
 import httpx
 
 from diver.data.spec import DatasetSpec, DebianSource, FolderSource, NpmSource, RemoteFile, Source, UrlSource
+from diver.tensorfile import file_checksum
 
 FOLDER_VARIABLE = "DIVER_DATA_FOLDER"
 CONNECT_SECONDS = 5.0
@@ -161,12 +162,6 @@ def _user_folder(spec: DatasetSpec, source: FolderSource, folder: str | Path | N
 
 def _checksum(file: RemoteFile) -> tuple[str, str]:
     return ("sha256", file.sha256) if file.sha256 else ("md5", file.md5 or "")
-
-
-def file_checksum(path: Path, algorithm: str) -> str:
-    """Hexadecimal checksum of a file."""
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, algorithm).hexdigest()
 
 
 def _verify(source: UrlSource | NpmSource | DebianSource, folder: Path) -> None:

@@ -8,9 +8,6 @@ import json
 from functools import cache
 from pathlib import Path
 
-# With which images of ImageNet and its subsets are standardised.
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 
 @cache
 def subsets() -> dict[str, tuple[str, ...]]:

@@ -10,10 +10,8 @@ The encoder is the pixels themselves, or the input of a trained network's last l
 draw nothing, so the seed has no effect on them.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +23,7 @@ from diver.distill.base import class_members, distilled
 from diver.networks.weights import embed, for_input, read_trained
 from diver.progress import Progress, reporter
 from diver.sets import DistilledSet
+from diver.tensorfile import file_checksum
 
 # Images per forward pass of the encoder.
 CHUNK = 256
@@ -119,7 +118,7 @@ def _encoder(data: Prepared, config: CoresetConfig) -> tuple[Callable[[Tensor], 
         "options": trained.options,
         "dataset": trained.dataset,
         "accuracy": trained.accuracy,
-        "sha256": hashlib.sha256(Path(config.encoder).read_bytes()).hexdigest(),
+        "sha256": file_checksum(config.encoder),
     }
     return lambda images: embed(network, images, CHUNK), described
 

@@ -1,6 +1,5 @@
 """Files of a prior: a local directory or a model hub's repository, pinned and verified."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,15 +7,16 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from diver.prior.base import PriorError
+from diver.tensorfile import file_checksum
 
 
 @dataclass(frozen=True)
 class Pin:
-    """What is known of a hub repository: a commit, digests of its weights, whether DiT's time frequencies are due."""
+    """What is known of a hub repository: a commit, digests of its weights, whether it computes as DiT was published."""
 
     revision: str
     sha256: Mapping[str, str] = field(default_factory=dict)
-    original_time: bool = False
+    as_published: bool = False
 
 
 KNOWN = {
@@ -27,9 +27,9 @@ KNOWN = {
                 "e592d64df5a579691e65d2b245641a00bb070b652e2c5ca775cce20a729ce9d9"
             )
         },
-        original_time=True,
+        as_published=True,
     ),
-    "facebook/DiT-XL-2-512": Pin("101a3d462b22d64c4afdd4d0c8c59a2c0b961b99", original_time=True),
+    "facebook/DiT-XL-2-512": Pin("101a3d462b22d64c4afdd4d0c8c59a2c0b961b99", as_published=True),
     "stabilityai/sd-vae-ft-mse": Pin(
         "31f26fdeee1355a5c34592e401dd41e45d25a493",
         {"diffusion_pytorch_model.safetensors": "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815"},
@@ -106,11 +106,6 @@ def _lacks_safetensors(root: Path, part: str) -> bool:
     )
 
 
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def verify(root: Path, expected: Mapping[str, str], source: str, required: bool = True) -> dict[str, str]:
     """Compare the SHA-256 of files under `root` (or of `root`, a file) with what is expected; returns what matched.
 
@@ -124,7 +119,7 @@ def verify(root: Path, expected: Mapping[str, str], source: str, required: bool 
             if required:
                 raise PriorError(f"{source}: {name}: no such file, and a SHA-256 is expected for it")
             continue
-        found = sha256_of(path)
+        found = file_checksum(path)
         if found != digest.lower():
             raise PriorError(
                 f"{source}: {name}: SHA-256 is {found}, expected {digest}; the download is damaged or another version: "

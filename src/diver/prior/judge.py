@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from diver.prior.base import Prior, PriorError
 from diver.prior.dit import ClassConditionalPrior
 from diver.progress import Progress
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from diver.sets import IMAGENET
 
 
 class _Block(nn.Module):
@@ -56,8 +55,7 @@ class Classifier:
     @torch.inference_mode()
     def predict(self, images: Tensor, batch: int = 500) -> Tensor:
         """Predicted labels, int64 [N], of float images [N, 3, 32, 32] in [0, 1]."""
-        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-        return torch.cat([self.network((chunk - mean) / std).argmax(1) for chunk in images.split(batch)])
+        return torch.cat([self.network(IMAGENET.from_unit(chunk)).argmax(1) for chunk in images.split(batch)])
 
 
 def load_classifier(path: str | Path) -> Classifier:

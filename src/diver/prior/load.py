@@ -13,6 +13,7 @@ from diver.prior.base import Prior, PriorError, load_part
 from diver.prior.checkpoint import load_checkpoint
 from diver.prior.dit import DiTPrior, SiTPrior, compute_as_published, embed_once, share_embedders
 from diver.prior.hub import KNOWN, fetch, verify
+from diver.workers import best_device
 
 diffusers_logging.disable_progress_bar()
 
@@ -21,11 +22,9 @@ DEFAULT_AUTOENCODER = "stabilityai/sd-vae-ft-mse"
 PIPELINES = {"DiTPipeline": "dit", "StableDiffusionPipeline": "stable-diffusion"}
 
 
-def best_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def load_prior(source: str | Path, options: PriorOptions | None = None, device: str | None = None) -> Prior:
+def load_prior(
+    source: str | Path, options: PriorOptions | None = None, device: str | torch.device | None = None
+) -> Prior:
     """Load a prior, frozen, onto `device` (a GPU where there is one, when left out).
 
     Raises PriorError naming the source and what to do when it is missing, damaged, incomplete or unreachable.
@@ -49,7 +48,7 @@ def load_prior(source: str | Path, options: PriorOptions | None = None, device: 
 
         prior: Prior = load_stable_diffusion(root, vae, source, options)
     else:
-        prior = _transformer(root, vae, source, family, options, known is not None and known.original_time)
+        prior = _transformer(root, vae, source, family, options, known is not None and known.as_published)
     prior.facts, prior.vae_chunk = facts, options.vae_chunk
     return _placed(prior, options, device or best_device())
 
@@ -108,19 +107,19 @@ def _autoencoder(source: str, options: PriorOptions, facts: dict[str, Any]) -> A
 
 
 def _transformer(
-    root: Path, vae: Any, source: str, family: str, options: PriorOptions, known_original: bool
+    root: Path, vae: Any, source: str, family: str, options: PriorOptions, known_published: bool
 ) -> DiTPrior | SiTPrior:
     labels: dict[str, int] | None = None
     if root.is_file():
         network = load_checkpoint(root)
         alphas, prediction = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), "epsilon"
         alphas = (1 - alphas).cumprod(0)
-        if options.time_frequencies == "diffusers":
-            raise PriorError(f"{source}: a single-file checkpoint has DiT's own time frequencies; leave them out")
+        if options.dit_arithmetic == "diffusers":
+            raise PriorError(f"{source}: a single-file checkpoint computes as published; leave dit_arithmetic out")
     else:
         network = load_part(DiTTransformer2DModel, root, "transformer")
         share_embedders(network)
-        if options.time_frequencies == "original" or (options.time_frequencies == "auto" and known_original):
+        if options.dit_arithmetic == "published" or (options.dit_arithmetic == "auto" and known_published):
             compute_as_published(network)
         scheduler = load_part(DDIMScheduler, root, "scheduler")
         alphas, prediction = scheduler.alphas_cumprod.double(), scheduler.config.prediction_type
@@ -145,7 +144,7 @@ def _labels(root: Path) -> dict[str, int] | None:
     return {name.strip(): int(i) for i, names in listed.items() for name in str(names).split(",")}
 
 
-def _placed(prior: Prior, options: PriorOptions, device: str) -> Prior:
+def _placed(prior: Prior, options: PriorOptions, device: str | torch.device) -> Prior:
     for model in (prior.vae, prior.network):
         # diffusers' own `to` warns of modules that are to stay in float32, of which these models have none.
         torch.nn.Module.to(model, device=device, dtype=DTYPES[options.precision])

@@ -16,7 +16,7 @@ from diver.progress import Progress
 from diver.recover import METHODS
 from diver.recover.base import LatentMap
 from diver.recover.sampler import KeyedNoise
-from diver.setfile import Rows, RowWriter, SetFile, shard_head, with_step
+from diver.setfile import Rows, RowWriter, SetFile, origin, shard_head
 from diver.sets import SYMMETRIC, DistilledSet, Step
 
 Batch = tuple[Tensor, Tensor, KeyedNoise]
@@ -44,37 +44,6 @@ def join(pieces: Tensor, tiles: int) -> Tensor:
 def _resized(images: Tensor, size: int) -> Tensor:
     """Bilinear, as the public code of PReDD has it: no antialiasing, corners not aligned."""
     return images if images.shape[-2:] == (size, size) else F.interpolate(images, (size, size), mode="bilinear")
-
-
-def prepared_batch(rows: Rows, prior: Prior, config: RecoverConfig, indices: Sequence[int]) -> Batch:
-    """Images as the autoencoder gets them, conditions and noise of some rows, on the prior's device.
-
-    Raises PriorError if channels or classes do not fit the prior.
-    """
-    return _loaded(rows, prior, config, _table(rows, prior, config), indices)
-
-
-def _table(rows: Rows, prior: Prior, config: RecoverConfig) -> Tensor:
-    if rows.channels != prior.image_channels:
-        raise PriorError(
-            f"prior {prior.name} takes {prior.image_channels} channels, the set's images have {rows.channels}"
-        )
-    return prior.class_table(rows.classes, config.class_ids)
-
-
-def _loaded(rows: Rows, prior: Prior, config: RecoverConfig, table: Tensor, indices: Sequence[int]) -> Batch:
-    images = rows.read(indices)
-    if config.input_range == "denormalised":
-        images = SYMMETRIC.from_unit(rows.value_range.to_unit(images))
-    numbers = [rows.numbers[i] for i in indices]
-    keys: list[int | str] = list(numbers)
-    labels, pieces = rows.labels[list(indices)], config.tiles**2
-    if config.tiles > 1:
-        images = cut(images, config.tiles)
-        keys = [f"{number}.{piece}" for number in numbers for piece in range(pieces)]
-    images = _resized(images, prior.image_size)
-    condition = table[labels.repeat_interleave(pieces)]
-    return images.to(prior.device), condition.to(prior.device), KeyedNoise(config.seed, keys)
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -108,48 +77,68 @@ class _Halving:
             print(f"out of memory with {size} images at once; going on with {self.size}", file=sys.stderr, flush=True)
 
 
-def _images_of(prior: Prior, mapped: LatentMap, config: RecoverConfig) -> Callable[[Batch], Tensor]:
-    def one(batch: Batch) -> Tensor:
-        with torch.inference_mode():
-            return prior.decode(mapped(*batch))
+class Recovery:
+    """A method made for a prior, its settings and a set's rows; raises PriorError or ValueError where they do not fit.
 
-    return one
-
-
-def _finished(images: Tensor, prior: Prior, config: RecoverConfig) -> Tensor:
-    """Pieces put together, at the size asked for."""
-    if config.tiles > 1:
-        images = join(images, config.tiles)
-    return _resized(images, config.output_size or prior.image_size)
-
-
-def recovered(
-    rows: Rows, prior: Prior, method: str, config: RecoverConfig, progress: Progress | None = None, first: int = 0
-) -> Iterator[Tensor]:
-    """Recovered images batch by batch, float32 [n, C, S, S] in [-1, 1] on the CPU, from row `first` on.
-
-    Every batch has the same size (the last is filled up with its last image), so that what is computed does not
-    depend on how a set is divided; the next batch is read while one is computed. `first` has to be the start of a
-    batch. Raises PriorError or ValueError if the settings do not fit the prior.
+    `batch`: images computed together. Every batch has this size (the last is filled up with its last image), so that
+    what is computed does not depend on how a set is divided.
     """
-    mapped = METHODS[method](prior, config, rows.ipc)
-    table, halving = _table(rows, prior, config), _Halving(_images_of(prior, mapped, config))
-    size, count = min(config.batch, rows.whole), len(rows)
-    starts = range(first, count, size)
 
-    def load(start: int) -> Batch:
-        return _loaded(rows, prior, config, table, [min(i, count - 1) for i in range(start, start + size)])
+    def __init__(self, rows: Rows, prior: Prior, method: str, config: RecoverConfig):
+        if rows.channels != prior.image_channels:
+            raise PriorError(
+                f"prior {prior.name} takes {prior.image_channels} channels, the set's images have {rows.channels}"
+            )
+        self.rows, self.prior, self.config = rows, prior, config
+        self.mapped: LatentMap = METHODS[method](prior, config, rows.ipc)
+        self.table = prior.class_table(rows.classes, config.class_ids)
+        self.batch = min(config.batch, rows.whole)
+        self.size = config.output_size or prior.image_size
 
-    with ThreadPoolExecutor(1) as reader:
-        upcoming: Future[Batch] | None = reader.submit(load, starts[0]) if starts else None
-        for start in starts:
-            assert upcoming is not None
-            batch = upcoming.result()
-            upcoming = reader.submit(load, start + size) if start + size < count else None
-            images = _finished(halving(batch), prior, config)[: count - start]
-            yield images.to("cpu", copy=True)
-            if progress is not None:
-                progress(min(start + size, count), count, "images")
+    def load(self, indices: Sequence[int]) -> Batch:
+        """Images as the autoencoder gets them, conditions and noise of some rows, on the prior's device."""
+        rows, config = self.rows, self.config
+        images = rows.read(indices)
+        if config.input_range == "denormalised":
+            images = rows.value_range.convert(images, SYMMETRIC)
+        numbers = [rows.numbers[i] for i in indices]
+        keys: list[int | str] = list(numbers)
+        labels, pieces = rows.labels[list(indices)], config.tiles**2
+        if config.tiles > 1:
+            images = cut(images, config.tiles)
+            keys = [f"{number}.{piece}" for number in numbers for piece in range(pieces)]
+        images = _resized(images, self.prior.image_size)
+        condition = self.table[labels.repeat_interleave(pieces)]
+        return images.to(self.prior.device), condition.to(self.prior.device), KeyedNoise(config.seed, keys)
+
+    def images(self, first: int = 0, progress: Progress | None = None) -> Iterator[Tensor]:
+        """Recovered images batch by batch, float32 [n, C, S, S] in [-1, 1] on the CPU, from row `first` on.
+
+        `first` has to be the start of a batch. The next batch is read while one is computed.
+        """
+        halving, count = _Halving(self._compute), len(self.rows)
+        starts = range(first, count, self.batch)
+
+        def load(start: int) -> Batch:
+            return self.load([min(i, count - 1) for i in range(start, start + self.batch)])
+
+        with ThreadPoolExecutor(1) as reader:
+            upcoming: Future[Batch] | None = reader.submit(load, starts[0]) if starts else None
+            for start in starts:
+                assert upcoming is not None
+                batch = upcoming.result()
+                upcoming = reader.submit(load, start + self.batch) if start + self.batch < count else None
+                yield self._finished(halving(batch))[: count - start].to("cpu", copy=True)
+                if progress is not None:
+                    progress(min(start + self.batch, count), count, "images")
+
+    def _compute(self, batch: Batch) -> Tensor:
+        with torch.inference_mode():
+            return self.prior.decode(self.mapped(*batch))
+
+    def _finished(self, images: Tensor) -> Tensor:
+        """Pieces put together, at the size asked for."""
+        return _resized(join(images, self.config.tiles) if self.config.tiles > 1 else images, self.size)
 
 
 def step_of(prior: Prior, method: str, config: RecoverConfig, code: str) -> Step:
@@ -167,8 +156,8 @@ def recover(
     code: str = "",
     progress: Progress | None = None,
 ) -> DistilledSet:
-    """Recover each image of a set in memory: one output per input, in [-1, 1]. Raises as `recovered`."""
-    parts = list(recovered(Rows.of(source), prior, method, config, progress))
+    """Recover each image of a set in memory: one output per input, in [-1, 1]. Raises as `Recovery`."""
+    parts = list(Recovery(Rows.of(source), prior, method, config).images(progress=progress))
     return source.with_images(torch.cat(parts), SYMMETRIC, step_of(prior, method, config, code))
 
 
@@ -185,38 +174,27 @@ def recover_file(
     """Recover a set's file into another, holding a few batches at a time; `classes` makes a shard of some classes.
 
     A run that was killed goes on after the last batch that is on disk, with the same result. Raises SetError for a
-    file at fault and as `recovered`.
+    file at fault and as `Recovery`.
     """
-    stat = Path(source).stat() if Path(source).exists() else None
     with SetFile.open(source, classes) as opened:
-        rows, head = opened.rows, opened.head
-        if classes is not None:
-            head = shard_head(head, classes)
-        size = config.output_size or prior.image_size
-        shape = (prior.image_channels, size, size)
-        head = with_step(head, shape[0], SYMMETRIC, step_of(prior, method, config, code))
-        # What does not fit is refused before a file is begun.
-        METHODS[method](prior, config, rows.ipc)
-        _table(rows, prior, config)
-        origin = f"{Path(source).resolve()} {stat.st_size} {stat.st_mtime_ns} {rows.numbers}" if stat else ""
-        writer = RowWriter(out, head, shape, key=origin)
-        try:
+        rows, head = opened.rows, opened.head if classes is None else shard_head(opened.head, classes)
+        recovery = Recovery(rows, prior, method, config)
+        shape = (prior.image_channels, recovery.size, recovery.size)
+        images = torch.empty(len(head.images), shape[0], 0, 0)
+        head = head.with_images(images, SYMMETRIC, step_of(prior, method, config, code))
+        with RowWriter(out, head, shape, f"{origin(source)} {rows.numbers}") as writer, ThreadPoolExecutor(1) as disk:
             if writer.done:
                 print(f"{out}: goes on after image {writer.done} of {writer.count}", flush=True)
-            batch = min(config.batch, rows.whole)
             # A journal of another batch size may end inside one of ours.
-            writer.done -= writer.done % batch if writer.done < writer.count else 0
-            with ThreadPoolExecutor(1) as disk:
-                saving: Future[None] | None = None
-                for images in recovered(rows, prior, method, config, _from(progress, writer.done), writer.done):
-                    if saving is not None:
-                        saving.result()
-                    saving = disk.submit(writer.write, images)
+            writer.done -= writer.done % recovery.batch if writer.done < writer.count else 0
+            saving: Future[None] | None = None
+            for images in recovery.images(writer.done, _from(progress, writer.done)):
                 if saving is not None:
                     saving.result()
+                saving = disk.submit(writer.write, images)
+            if saving is not None:
+                saving.result()
             writer.finish()
-        finally:
-            writer.close()
 
 
 def _from(progress: Progress | None, resumed: int) -> Progress | None:

@@ -8,7 +8,8 @@ from torch import Tensor
 from diver.config.recover import DIVERConfig
 from diver.prior.base import Prior
 from diver.recover.diver import Chain
-from diver.recover.run import Rows, prepared_batch
+from diver.recover.run import Recovery
+from diver.setfile import Rows
 from diver.sets import DistilledSet
 
 
@@ -29,7 +30,7 @@ class Trace:
 def trace_diver(source: DistilledSet, prior: Prior, config: DIVERConfig) -> Trace:
     """The chain of the first image of each class, seen as its predicted clean image at every step."""
     chain = Chain.of(prior, config)
-    batch = prepared_batch(Rows.of(source), prior, config, list(range(0, len(source.images), source.ipc)))
+    batch = Recovery(Rows.of(source), prior, "diver", config).load(range(0, len(source.images), source.ipc))
     seen: list[tuple[int, Tensor]] = []
     with torch.inference_mode():
         chain.run(*batch, lambda k, clean, state: seen.append((k, prior.decode(clean).cpu())))

@@ -36,8 +36,8 @@ def sweeps(
         grid = figure.subplots(len(panels), len(families), squeeze=False, sharey="row")
         for row, (dataset, stage1, ipc) in zip(list(grid), panels, strict=True):
             here = table[(table["dataset"] == dataset) & (table["stage1"] == stage1) & (table["ipc"] == ipc)]
-            for axes, (family, names) in zip(row, families.items(), strict=True):
-                _panel(axes, here, names, [_value(labels.stage2.get(name, name), family) for name in names])
+            for axes, names in zip(row, families.values(), strict=True):
+                _panel(axes, here, names, [_value(labels.stage2.get(name, name)) for name in names])
                 axes.set_title(f"{labels.stage1.get(stage1, stage1)}, IPC {ipc}: {_family(labels, names)}")
             row[0].set_ylabel("accuracy (%)")
         handles, texts = grid[0, 0].get_legend_handles_labels()
@@ -57,7 +57,7 @@ def _word(labels: Labels, name: str, i: int) -> str | None:
     return words[i] if i < len(words) else None
 
 
-def _value(label: str, family: str) -> str:
+def _value(label: str) -> str:
     """A point's value: the end of its label."""
     words = label.split(" ")
     return "\n".join(words[-3:]) if len(words) > 2 and words[-2] == "to" else words[-1]

@@ -4,7 +4,7 @@ from diver.students.evaluate import answer_set, evaluate_full, evaluate_set, set
 from diver.students.inputs import StudentData, StudentError
 from diver.students.protocol import StudentProtocol, StudentResult, student_protocol
 from diver.students.replay import Replay, ReplayError, record_answers
-from diver.students.train import best_device, train_students
+from diver.students.train import train_students
 
 __all__ = [
     "Replay",
@@ -14,7 +14,6 @@ __all__ = [
     "StudentProtocol",
     "StudentResult",
     "answer_set",
-    "best_device",
     "evaluate_full",
     "evaluate_set",
     "record_answers",

@@ -166,15 +166,7 @@ def evaluate_set(
     if replay is not None and used.labels == "replay":
         replay.check(distilled.digest(), used)
     results = train_students(
-        architecture.network,
-        architecture.options,
-        inputs,
-        used,
-        seeds,
-        progress,
-        workers,
-        memory_gb,
-        checkpoints,
+        architecture.network, architecture.options, inputs, used, seeds, progress, workers, memory_gb, checkpoints
     )
     kept = [distilled.images, distilled.hard_labels()]
     kept += [] if distilled.soft_labels is None else [distilled.soft_labels]

@@ -38,11 +38,6 @@ BUFFERS = 5
 SAVE_SECONDS = 60.0
 
 
-def best_device() -> torch.device:
-    """The first GPU, if there is one; otherwise the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
