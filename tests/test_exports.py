@@ -1,23 +1,44 @@
-"""Sets for external judges: what they read is what the set holds; DD-Ranking is seeded and its numbers rescored."""
+"""Sets in the forms of others: judges, image files and tables hold what the set holds, or say what they lost.
+
+DD-Ranking is seeded and its numbers rescored.
+"""
 
 import csv
+import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from huggingface_hub import DatasetCard
+from PIL import Image
+from pyarrow import parquet
 from torch import Tensor
 
 from diver import cli
 from diver.data.prepared import Prepared
-from diver.exports import DCBENCH, DDRANKING, EXPORTS, ExportError, export_dcbench, export_ddranking
-from diver.sets import SYMMETRIC, UNIT, DistilledSet, Step, ValueRange, import_released
+from diver.exports import (
+    DCBENCH,
+    DDRANKING,
+    EXPORTS,
+    ExportError,
+    export_dcbench,
+    export_ddranking,
+    export_parquet,
+    export_png,
+    rounded,
+)
+from diver.importers import import_released
+from diver.sets import SYMMETRIC, UNIT, DistilledSet, Step, ValueRange
+from diver.tensorfile import read_tensors
 from ranking import rank_set
 
 ROOT = Path(__file__).parents[1]
@@ -115,7 +136,7 @@ def test_known_datasets_are_consistent(known: dict[str, Any], of: str) -> None:
         assert len(set(dataset.classes)) == (dataset.count if dataset.classes else 0), f"{of}: {dataset.name}"
 
 
-@pytest.mark.parametrize("export", EXPORTS.values())
+@pytest.mark.parametrize("export", [EXPORTS["ddranking"], EXPORTS["dcbench"]])
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
@@ -191,6 +212,136 @@ def test_dcbench_soft_labels_are_probabilities_where_they_are_read(tmp_path: Pat
     assert torch.equal(read(path)["data"][-1][1], soft.softmax(1))
     with pytest.raises(ExportError, match="soft labels"):
         export_dcbench(only_soft, tmp_path, "tm")
+
+
+# Pixels of 8 bits
+
+LEVELS = torch.arange(20 * 3 * 4 * 4).remainder(256).view(20, 3, 4, 4).float()
+
+
+def beyond() -> Tensor:
+    """Unit images at exact levels of 8 bits but for five values: two far outside, one just so, and two in between."""
+    images = LEVELS / 255
+    images[0, 0, 0, :4] = torch.tensor([-0.5, 1.25, 1 + 0.4 / 255, 100.25 / 255])
+    images[1, 0, 0, 0] = 17.4 / 255
+    return images
+
+
+@pytest.mark.parametrize("value_range", [UNIT, SYMMETRIC, CIFAR])
+def test_rounding_is_to_the_nearest_level_and_clips(value_range: ValueRange) -> None:
+    made = make(images=value_range.from_unit(beyond()), value_range=value_range)
+    found = rounded(made)
+    expected = LEVELS.double() / 255
+    expected[0, 0, 0, :4] = torch.tensor([0, 1, 1, 100 / 255], dtype=torch.float64)
+    expected[1, 0, 0, 0] = 17 / 255
+    torch.testing.assert_close(value_range.to_unit(found.images).double(), expected, atol=1e-6, rtol=0)
+    assert found.value_range == value_range and torch.equal(found.hard_labels(), made.hard_labels())
+    assert found.steps == (*made.steps, Step("pixels", {"bits": 8, "clipped": 2}))
+    again = rounded(found)
+    assert torch.equal(again.images, found.images) and again.steps[-1].parameters["clipped"] == 0
+
+
+def test_png_folder_holds_pixels_and_says_what_was_lost(tmp_path: Path) -> None:
+    names = (*CIFAR10[:9], "t-shirt/top")
+    soft, accuracy = logits(), {"before": 50.0, "after": 49.5}
+    made = make(images=beyond(), value_range=UNIT, soft_labels=soft, classes=names)
+    written = export_png(made, tmp_path, accuracy)
+    assert [p.name for p in sorted(tmp_path.iterdir()) if p.is_dir()][-2:] == ["0008-ship", "0009-t-shirt_top"]
+    assert len(written) == 22 and all(p.is_file() for p in written)
+    pixels = np.array(Image.open(tmp_path / "0000-airplane" / "0001.png"))
+    expected = LEVELS[1].byte().permute(1, 2, 0).numpy().copy()
+    expected[0, 0, 0] = 17
+    assert np.array_equal(pixels, expected)
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    assert meta["classes"] == list(names) and meta["accuracy"] == accuracy and meta["digest"] == made.digest()
+    assert meta["pixels"]["values"] == 960 and meta["pixels"]["clipped"] == 2
+    assert meta["pixels"]["largest_clipping"] == pytest.approx(0.5)
+    assert meta["pixels"]["largest_rounding_error"] == pytest.approx(0.4 / 255, abs=1e-6)
+    assert torch.equal(read_tensors(tmp_path / "soft_labels.safetensors")[0]["soft_labels"], soft)
+
+
+def test_png_folder_is_written_anew_but_not_over_other_files(tmp_path: Path) -> None:
+    export_png(make(soft_labels=logits()), tmp_path / "out")
+    first = {p.name: p.read_bytes() for p in (tmp_path / "out/0003-cat").iterdir()}
+    fewer = make(images=make().images[::2], ipc=1, labels=torch.arange(10), classes=(*CIFAR10[:9], "lorry"))
+    export_png(fewer, tmp_path / "out")
+    kept = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert kept == {"meta.json", *(f"{i:04d}-{name}/0000.png" for i, name in enumerate(fewer.classes))}
+    assert not (tmp_path / "out/0009-truck").exists()
+    assert (tmp_path / "out/0003-cat/0000.png").read_bytes() == first["0000.png"]
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/0001.png").write_bytes(b"mine")
+    with pytest.raises(ExportError, match="give another folder"):
+        export_png(make(), tmp_path / "photos")
+    assert (tmp_path / "photos/0001.png").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("export", [EXPORTS["png"], EXPORTS["parquet"]])
+def test_pixels_are_grey_or_rgb(tmp_path: Path, export: Any) -> None:
+    grey = make(images=torch.rand(20, 1, 8, 8), value_range=UNIT)
+    export(grey, tmp_path / "grey")
+    with pytest.raises(ExportError, match="2 channels"):
+        export(make(images=torch.rand(20, 2, 8, 8), value_range=UNIT), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("soft", [None, logits()])
+def test_parquet_holds_images_labels_and_their_description(tmp_path: Path, soft: Tensor | None) -> None:
+    made = make(soft_labels=soft)
+    written = export_parquet(made, tmp_path)
+    assert [str(p.relative_to(tmp_path)) for p in written] == [
+        "data/train-00000-of-00001.parquet",
+        "README.md",
+        "meta.json",
+    ]
+    table = parquet.read_table(written[0])
+    assert table.column_names == ["image", "label"] + ["soft_label"] * (soft is not None)
+    images = [np.array(Image.open(io.BytesIO(row["bytes"]))) for row in table["image"].to_pylist()]
+    unit = CIFAR.to_unit(rounded(made).images)
+    assert np.array_equal(np.stack(images), (unit * 255).round().byte().permute(0, 2, 3, 1).numpy())
+    assert table["label"].to_pylist() == made.hard_labels().tolist()
+    features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+    assert features["label"] == {"names": list(CIFAR10), "_type": "ClassLabel"} and set(features) == set(
+        table.column_names
+    )
+    if soft is not None:
+        assert torch.equal(torch.tensor(table["soft_label"].to_pylist()), soft)
+    again = export_parquet(made, tmp_path / "again")
+    assert [p.read_bytes() for p in again] == [p.read_bytes() for p in written]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "licence", "words"),
+    [
+        ("cifar10-slice", "unknown", "No licence is stated for CIFAR-10"),
+        ("fashion-mnist", "mit", "MIT licence"),
+        ("imagefruit", "other", "non-commercial research"),
+        ("my-cats", "unknown", "not known here"),
+    ],
+)
+def test_card_says_what_the_table_is(tmp_path: Path, dataset: str, licence: str, words: str) -> None:
+    soft, accuracy = logits(), {"before": 50.0}
+    chain = (Step("mtt", {"syn_lr": 0.02}, 5), Step("diver", {"gamma": 0.1}, 1))
+    made = make(dataset=dataset, soft_labels=soft, steps=chain)
+    table, path, _ = export_parquet(made, tmp_path, accuracy)
+    card = DatasetCard.load(path)
+    assert card.data.license == licence and card.data.task_categories == ["image-classification"]
+    assert card.data.configs == [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}]
+    assert (card.data.get("license_name") is None) == (licence != "other")
+    text = card.text
+    png = sum(len(row["bytes"]) for row in parquet.read_table(table)["image"].to_pylist())
+    unit = CIFAR.to_unit(made.images)
+    clipped = int((((unit * 255).round() < 0) | ((unit * 255).round() > 255)).sum())
+    assert words in text and made.digest() in text and '1. `mtt`, seed 5: `{"syn_lr":0.02}`' in text
+    assert (
+        f"{clipped} of 61440 values" in text
+        and "standardised with mean (0.4914" in text
+        and "rate for students: 0.02" in text
+    )
+    # Eight bytes of a label and four of each logit.
+    sizes = [png, 4 * made.images.numel(), 20 * (8 + 40), png + 20 * 48]
+    assert [int(n) for n in re.findall(r"\| (\d+) \|", text)] == sizes
+    assert '"before": 50.0' in text and text.isascii()
 
 
 def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -18,7 +18,7 @@ from diver.prior.classes import class_ids, describe
 from diver.report.recorded import compare_recorded, recorded_accuracies
 from diver.report.sweeps import sweeps
 from diver.report.tables import to_csv, to_html, to_markdown, to_tex
-from diver.sets import SetError
+from diver.sets import DistilledSet, SetError, Step
 from diver.study import SetCell
 
 
@@ -49,8 +49,38 @@ def test_released_set_is_one_of_the_dataset(data: Prepared, file: Path, tmp_path
         "VGG11": [0.2, 0.21],
         "MLP": [0.1],
     }
-    unit = METHODS["released"](data, 2, ReleasedConfig(path=str(file), value_range="unit"))
-    assert unit.value_range.kind == "unit"
+    assert step.parameters["form"] == "dc" and step.code == "c"
+    assert any("read as standardised" in note for note in step.parameters["notes"])
+    unit = METHODS["released"](data, 2, ReleasedConfig(path=str(file), value_range="unit"), folder=tmp_path)
+    assert unit.value_range.kind == "unit" and unit.steps[0].parameters["value_range"] == "unit"
+
+
+def test_released_folder_with_a_learned_rate_and_its_own_class_order(data: Prepared, tmp_path: Path) -> None:
+    images, labels = torch.randn(6, 3, 8, 8), torch.arange(3).repeat_interleave(2)
+    for name, tensor in {"images": images, "labels": labels, "lr": torch.tensor(0.5)}.items():
+        torch.save(tensor, tmp_path / f"{name}_best.pt")
+    config = ReleasedConfig(path=str(tmp_path), class_order=("c", "a", "b"), factor=2)
+    made = METHODS["released"](data, 2, config)
+    assert made.ipc == 8 and made.steps[0].parameters["syn_lr"] == 0.5 and made.steps[0].parameters["form"] == "mtt"
+    assert made.steps[0].parameters["factor"] == 2 and recorded_of(made, tmp_path) == {}
+    whole = METHODS["released"](data, 2, ReleasedConfig(path=str(tmp_path), class_order=("c", "a", "b")))
+    assert torch.equal(whole.images, images[[2, 3, 4, 5, 0, 1]])
+
+
+def test_released_set_of_ours_keeps_its_chain(data: Prepared, file: Path, tmp_path: Path) -> None:
+    first = METHODS["released"](data, 2, ReleasedConfig(path=str(file)))
+    own = first.with_images(first.images + 1, first.value_range, Step("diver", {"syn_lr": 0.1}, 4))
+    own.write(tmp_path / "own.safetensors")
+    made = METHODS["released"](data, 2, ReleasedConfig(path=str(tmp_path / "own.safetensors")))
+    (step,) = made.steps
+    assert [one["method"] for one in step.parameters["made_by"]] == ["released", "diver"]
+    assert step.parameters["digest"] == own.digest() and step.parameters["syn_lr"] == 0.1
+    assert torch.equal(made.images, own.images) and recorded_of(made, tmp_path)["ConvNet"] == [0.25, 0.27]
+
+
+def recorded_of(made: DistilledSet, folder: Path) -> dict[str, list[float]]:
+    made.write(folder / "written.safetensors")
+    return recorded_accuracies(folder / "written.safetensors")
 
 
 def test_released_set_of_another_kind_is_refused(data: Prepared, file: Path) -> None:

@@ -4,7 +4,6 @@ Its images always carry their value range, because mixing ranges up is silent: a
 in [-1, 1] trains students that look merely bad.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,12 +11,14 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from diver.tensorfile import TensorFileError, canonical_json, file_checksum, read_tensors, tensors_digest, write_tensors
+from diver.tensorfile import TensorFileError, canonical_json, read_tensors, tensors_digest, write_tensors
 
 RangeKind = Literal["standardised", "unit", "symmetric"]
+# A method that learns the rate for its students records it in its step's parameters under this name.
+LEARNED_RATE = "syn_lr"
 
 
 class SetError(ValueError):
@@ -271,81 +272,15 @@ def read_header(header: dict[str, Any], path: str | Path) -> DistilledSet:
     )
 
 
+def learned_rate(distilled: DistilledSet) -> float | None:
+    """The rate for students that the newest step that learned one recorded."""
+    found = [step.parameters[LEARNED_RATE] for step in distilled.steps if LEARNED_RATE in step.parameters]
+    return float(found[-1]) if found else None
+
+
 def _first_fault(error: ValidationError) -> str:
     """The first fault of a pydantic error in one line: where, and what."""
     fault = error.errors(include_url=False)[0]
     where = ".".join(map(str, fault["loc"]))
     found = f" (found {fault['input']!r})" if isinstance(fault["input"], (str, int, float)) else ""
     return " ".join(f"{where}: {fault['msg']}{found}".split())[:300]
-
-
-def _number(dtype: np.dtype, data: Any = None) -> float:
-    """Stands in for numpy's scalar reconstructor in `torch.load`: plain numbers only, never objects."""
-    if not isinstance(dtype, np.dtype) or dtype.kind not in "fiub" or not isinstance(data, bytes):
-        raise ValueError("a numpy value that is not a plain number")
-    return float(np.frombuffer(data, dtype, count=1)[0])
-
-
-# Old and new numpy pickle scalars under different names; nothing else of numpy is let in.
-_ALLOWED: list[Any] = [
-    (_number, "numpy.core.multiarray.scalar"),
-    (_number, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    *{type(np.dtype(code)) for code in ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"]},
-]
-
-
-def _load_foreign(path: str | Path) -> Any:
-    """A foreign pickle's tensors and numbers; SetError for whatever would need any other code."""
-    if not Path(path).is_file():
-        raise SetError(f"{path}: no such file")
-    try:
-        with torch.serialization.safe_globals(_ALLOWED):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise nearly anything, and all of it means the same to the caller
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if wanted:
-            raise SetError(f"{path}: refused, it asks to run {wanted[1]}; only tensors and numbers are read") from error
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise SetError(f"{path}: truncated, or not a file of tensors and numbers ({reason})") from error
-
-
-_Accuracies = TypeAdapter(dict[str, list[float | list[float]]])
-
-
-def import_released(
-    path: str | Path, dataset: str, classes: Sequence[str], value_range: ValueRange
-) -> tuple[DistilledSet, dict[str, Any]]:
-    """Read a set as released by DC, DSA and DM (Zhao et al. 2021; Zhao and Bilen 2021, 2023).
-
-    The file is a pickled dict: `data`, a list with one [images, labels] per experiment, of which the last is
-    taken, and `accs_all_exps`, architecture -> accuracies. It does not say what its numbers mean, so the
-    caller gives the dataset, the classes in label order and the value range.
-    Returns the set and {"entries": experiments in the file, "accuracies": architecture -> values as stored}.
-    Raises SetError; the file is loaded with tensors and plain numbers allowed and nothing else, so it runs no code.
-    """
-    content = _load_foreign(path)
-    data = content.get("data") if isinstance(content, dict) else None
-    if not isinstance(data, list) or not data:
-        raise SetError(f"{path}: not in the released form, a dict with a list of [images, labels] under 'data'")
-    last = data[-1]
-    if not isinstance(last, (list, tuple)) or len(last) != 2 or not all(isinstance(t, Tensor) for t in last):
-        raise SetError(f"{path}: the last entry of 'data' is not [images, labels]")
-    try:
-        accuracies = _Accuracies.validate_python(content.get("accs_all_exps", {}))
-    except ValidationError as error:
-        raise SetError(f"{path}: accs_all_exps: {_first_fault(error)}") from error
-    images, labels = last
-    if labels.is_floating_point():
-        raise SetError(f"{path}: labels are {labels.dtype}; soft labels are not part of this form")
-    found = DistilledSet(
-        images=images.detach().float().contiguous(),
-        dataset=dataset,
-        classes=tuple(classes),
-        ipc=max(1, len(labels) // max(1, len(classes))) if labels.ndim else 1,
-        value_range=value_range,
-        labels=labels.detach().long(),
-        steps=(Step("released", {"sha256": file_checksum(path)}),),
-    )
-    found.validate(str(path))
-    return found, {"entries": len(data), "accuracies": accuracies}

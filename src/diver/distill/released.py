@@ -5,31 +5,39 @@ from pathlib import Path
 
 from diver.config.distill import ReleasedConfig
 from diver.data.prepared import Prepared
+from diver.importers import import_set
 from diver.progress import Progress
-from diver.sets import DistilledSet, SetError, Step, ValueRange, import_released
+from diver.sets import LEARNED_RATE, DistilledSet, SetError, Step, ValueRange
 
 
 def released_set(
-    data: Prepared, ipc: int, config: ReleasedConfig, code: str = "", progress: Progress | None = None
+    data: Prepared,
+    ipc: int,
+    config: ReleasedConfig,
+    code: str = "",
+    progress: Progress | None = None,
+    folder: Path | None = None,
 ) -> DistilledSet:
-    """The set of `config.path`, which is of the dataset `data`; the accuracies in the file go into its record.
+    """The set of `config.path`, which is of the dataset `data`, in any form of `diver.importers`.
 
-    Its images are taken to be standardised with the dataset's own mean and deviation unless the settings say
-    otherwise. Raises SetError naming the file if it is damaged, or of another IPC or shape.
+    The step's parameters hold the settings and what was found: form, checksum, notes, learned rate, and the recorded
+    accuracies as fractions. `ipc` counts images as they are in the source, before `config.factor` cuts them. `folder`
+    is not used. Raises SetError naming the file if it is damaged, or of another IPC or shape.
     """
-    value_range = ValueRange.standardised(data.mean, data.std)
-    if config.value_range != "dataset":
-        value_range = ValueRange(config.value_range)
-    found, facts = import_released(config.path, data.dataset, data.classes, value_range)
-    if found.ipc != ipc:
-        raise SetError(f"{config.path}: {found.ipc} images per class, and IPC {ipc} is asked for")
-    if found.images.shape[1:] != data.train_images.shape[1:]:
-        ours, theirs = list(data.train_images.shape[1:]), list(found.images.shape[1:])
+    standard = ValueRange.standardised(data.mean, data.std)
+    settings = config.model_dump(mode="json", exclude={"seed", "path"})
+    found = import_set(config.path, data.dataset, data.classes, standard, ipc=ipc, **settings)
+    made = found.distilled
+    if made.images.shape[1:] != data.train_images.shape[1:]:
+        ours, theirs = list(data.train_images.shape[1:]), list(made.images.shape[1:])
         raise SetError(f"{config.path}: images of {theirs}, and those of {data.dataset} are {ours}")
-    parameters = {
-        **found.steps[0].parameters,
-        "file": Path(config.path).name,
-        "value_range": config.value_range,
-        "recorded": facts["accuracies"],
-    }
-    return replace(found, steps=(Step("released", parameters, None, code),))
+    parameters = {**settings, "file": Path(config.path).name, "recorded": {}}
+    if found.form == "own":
+        chain = [{"method": step.method, "parameters": step.parameters, "seed": step.seed} for step in made.steps]
+        parameters |= {"form": "own", "notes": list(found.notes), "digest": made.digest(), "made_by": chain}
+        for step in made.steps:
+            parameters |= {key: step.parameters[key] for key in ("recorded", LEARNED_RATE) if key in step.parameters}
+    else:
+        # What was found stands in place of a setting that left it open.
+        parameters |= made.steps[-1].parameters
+    return replace(made, steps=(Step("released", parameters, None, code),))
