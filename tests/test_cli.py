@@ -1,20 +1,37 @@
 """The command line: single steps, and errors that are one line with exit code 2."""
 
+import csv
+import inspect
 import json
+import os
+import re
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from diffusers import DiTPipeline
+from PIL import Image
+from scipy import stats
 
 from diver import cli
-from diver.config.protocols import PRESETS, Protocol, protocol
+from diver.cli import common
+from diver.cli.files import EIGHT_BIT, EXPORTED, IMPORTED
+from diver.cli.reading import guessed_dataset
+from diver.cli.students import QUICK_EPOCHS, reduced
+from diver.config import distill, recover
+from diver.config.protocols import PRESETS, Protocol, by_ipc, protocol
 from diver.data.prepared import Prepared
+from diver.distill.loop import STATE
+from diver.exports import EXPORTS
+from diver.importers import FORMS
 from diver.prior.base import Prior
 from diver.prior.train import dit_scheduler
-from diver.sets import DistilledSet
+from diver.sets import DistilledSet, Step
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,9 +58,14 @@ def prior_folder(tmp_path: Path, tiny_prior: Prior) -> Path:
 def test_info_describes_a_set(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], set_file: Path
 ) -> None:
-    assert run(monkeypatch, "info", str(set_file)) == 0
+    assert run(monkeypatch, "info", str(set_file), "--json") == 0
     described = json.loads(capsys.readouterr().out)
-    assert described["ipc"] == 2 and described["images"] == [6, 3, 16, 16]
+    assert described["ipc"] == 2 and described["images"] == [6, 3, 16, 16] and described["form"] == "own"
+    assert described["bytes"] == {"images": 6 * 3 * 256 * 4, "labels": 6 * 8, "soft_labels": 0, "total": 18480}
+    assert run(monkeypatch, "info", str(set_file)) == 0
+    shown = capsys.readouterr().out
+    for text in ("18480 bytes", "images 18432, labels 48", "6 = 2 per class, 3 x 16 x 16", "mean [0.5, 0.5, 0.5]"):
+        assert text in shown
 
 
 def test_recover_writes_a_set_with_its_history(
@@ -55,6 +77,21 @@ def test_recover_writes_a_set_with_its_history(
     recovered = DistilledSet.read(out)
     assert recovered.steps[-1].method == "diver" and recovered.steps[-1].parameters["t_f"] == 2
     assert recovered.value_range.kind == "symmetric"
+
+
+def test_projects_own_files_are_found_from_any_folder_and_recorded_by_their_name(
+    monkeypatch: pytest.MonkeyPatch, set_file: Path, prior_folder: Path, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    made = []
+    for folder in (tmp_path, elsewhere):
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(common, "CHECKOUT", prior_folder.parent)
+        assert run(monkeypatch, "recover", str(set_file), "--out", "out", "--prior", "prior", "--method", "vae") == 0
+        made.append((folder / "out").read_bytes())
+    assert made[0] == made[1]
+    assert DistilledSet.read(elsewhere / "out").steps[-1].parameters["prior"] == "prior"
 
 
 def test_shards_are_merged(monkeypatch: pytest.MonkeyPatch, set_file: Path, prior_folder: Path, tmp_path: Path) -> None:
@@ -83,7 +120,8 @@ def test_released_set_is_imported(
     out = tmp_path / "set.safetensors"
     monkeypatch.chdir(ROOT)
     assert run(monkeypatch, "import", str(tmp_path / "set.pt"), "--dataset", "imagefruit", "--out", str(out)) == 0
-    assert "recorded for ConvNet: 25.00 % (mean of 2)" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "recorded for ConvNet: 25.00 % (mean of 2)" in shown and "form: dc" in shown
     assert DistilledSet.read(out).classes[0] == "n07753275"
     assert run(monkeypatch, "import", str(tmp_path / "set.pt"), "--dataset", "imagefrut", "--out", str(out)) == 2
     assert "did you mean 'imagefruit'" in capsys.readouterr().err
@@ -170,7 +208,7 @@ def test_teacher_then_every_protocol_on_a_set(
     assert run(monkeypatch, "teach", *data, "--out", teacher, "--network", "alexnet", "--set", "epochs=1") == 0
     assert "% of the test images" in capsys.readouterr().out
     for name in PRESETS:
-        short = ["--protocol", name, "--set", "epochs=2", "--architecture", "alexnet", "--seeds", "2"]
+        short = ["--protocol", name, "--set", "epochs=2", "--architecture", "convnet", "--seeds", "2", "--threads", "1"]
         assert run(monkeypatch, "evaluate", str(set_file), *data, *short, "--teacher", teacher) == 0
         shown = capsys.readouterr().out
         assert "2 seeds" in shown
@@ -200,3 +238,461 @@ def test_evaluation_that_cannot_be_is_refused_in_one_line(
     error = capsys.readouterr().err.strip()
     assert word in error
     assert len(error.splitlines()) == 1
+
+
+def picture(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+@pytest.fixture
+def released_file(tmp_path: Path) -> Path:
+    """Ten classes of CIFAR-10, an image each, as DC releases them."""
+    images = torch.randn(10, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    content = {"data": [[images, torch.arange(10)]], "accs_all_exps": {"ConvNet": [0.25, 0.35]}}
+    torch.save(content, tmp_path / "res_DC_CIFAR10_ConvNet_1ipc.pt")
+    return tmp_path / "res_DC_CIFAR10_ConvNet_1ipc.pt"
+
+
+SHORT = ["--method", "vae", "--set", "class_ids=[0,1,2,0,1,2,0,1,2,0]"]
+
+
+def test_released_file_is_recovered_as_its_import_is(
+    monkeypatch: pytest.MonkeyPatch, released_file: Path, prior_folder: Path, tmp_path: Path
+) -> None:
+    own, direct, through = (str(tmp_path / name) for name in ("own.safetensors", "direct", "through"))
+    assert run(monkeypatch, "import", str(released_file), "--out", own) == 0
+    for source, out in ((str(released_file), direct), (own, through)):
+        assert run(monkeypatch, "recover", source, "--out", out, "--prior", str(prior_folder), *SHORT) == 0
+    assert Path(direct).read_bytes() == Path(through).read_bytes()
+    assert [step.method for step in DistilledSet.read(direct).steps] == ["released", "vae"]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_stopped_recovery_of_a_released_file_finds_the_same_copy(
+    monkeypatch: pytest.MonkeyPatch, released_file: Path, prior_folder: Path, tmp_path: Path
+) -> None:
+    from diver.recover import run as recovering
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    arguments = [str(released_file), "--out", str(tmp_path / "out"), "--prior", str(prior_folder), *SHORT]
+    with monkeypatch.context() as patched:
+        patched.setattr(recovering, "recover_file", stopped)
+        assert run(patched, "recover", *arguments) == 130
+    copy = tmp_path / ".out.source"
+    written = copy.stat().st_mtime_ns
+    with monkeypatch.context() as patched:
+        patched.setattr(recovering, "recover_file", stopped)
+        assert run(patched, "recover", *arguments) == 130
+    assert copy.stat().st_mtime_ns == written
+    assert run(monkeypatch, "recover", *arguments) == 0
+    assert not list(tmp_path.glob(".*"))
+    assert run(monkeypatch, "recover", *arguments, "--set", "tiles=3") == 2
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset"),
+    [
+        ("res_DC_CIFAR10_ConvNet_1ipc.pt", "cifar10"),
+        ("res_DM_imagenet-fruits_ConvNet_1ipc.pt", "imagefruit"),
+        ("CIFAR-10/ipc1/images_best.pt", "cifar10"),
+        ("cifar10-slice.pt", "cifar10-slice"),
+        ("fashion_mnist.pt", "fashion-mnist"),
+        ("imagenet-b_ipc1", "imagenet-b"),
+        ("ImageWoof128.pt", "imagewoof"),
+    ],
+)
+def test_dataset_is_guessed_from_the_name(name: str, dataset: str) -> None:
+    assert guessed_dataset(Path("/somewhere") / name) == dataset
+
+
+@pytest.mark.parametrize("name", ["set.pt", "cifar1000.pt", "imagenet_convnet.pt", "mycifar10.pt"])
+def test_dataset_that_no_name_says_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "at").mkdir()
+    (tmp_path / "at" / name).write_bytes(b"")
+    monkeypatch.setattr(Path, "resolve", lambda self: Path("/somewhere") / self.name)
+    assert run(monkeypatch, "import", str(tmp_path / "at" / name), "--out", "unused") == 2
+    assert "give --dataset: cifar10, " in capsys.readouterr().err
+
+
+def test_sets_are_shown_beside_each_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], set_file: Path, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "show", str(set_file)) == 0
+    assert capsys.readouterr().out == "set.png\n"
+    out = str(tmp_path / "pair.png")
+    assert run(monkeypatch, "show", str(set_file), "--beside", str(set_file), "--out", out, "--per-class", "1") == 0
+    (alone_width, alone_height), (width, height) = picture(tmp_path / "set.png"), picture(tmp_path / "pair.png")
+    assert width > alone_width and height == alone_height
+    assert run(monkeypatch, "show", str(set_file), "--classes", "1:2", "--out", out) == 0
+    assert picture(Path(out))[1] < height / 2
+
+
+def test_what_cannot_be_shown_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    set_file: Path,
+    released_file: Path,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments, word in [
+        (["--per-class", "3"], "has 2"),
+        (["--classes", "2:5"], "0:3"),
+        (["--beside", str(released_file)], "its classes are not those"),
+    ]:
+        assert run(monkeypatch, "show", str(set_file), *arguments) == 2
+        assert word in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_convert_changes_range_size_and_ipc(
+    monkeypatch: pytest.MonkeyPatch, set_file: Path, tiny_set: DistilledSet, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.safetensors"
+    changes = ["--value-range", "unit", "--size", "8", "--ipc", "1"]
+    assert run(monkeypatch, "convert", str(set_file), "--out", str(out), *changes) == 0
+    found = DistilledSet.read(out)
+    assert found.value_range.kind == "unit" and found.hard_labels().tolist() == [0, 1, 2]
+    unit = tiny_set.images[::2] * 0.25 + 0.5
+    expected = torch.nn.functional.interpolate(unit, (8, 8), mode="bilinear", antialias=True)
+    torch.testing.assert_close(found.images, expected)
+    assert found.steps[-1].parameters == {"ipc": 1, "size": 8}
+    # Another range alone is no step: it is the same set.
+    assert run(monkeypatch, "convert", str(set_file), "--out", str(out), "--value-range", "symmetric") == 0
+    assert DistilledSet.read(out).steps == tiny_set.steps
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [([], "nothing to change"), (["--ipc", "3"], "has 2"), (["--value-range", "unti"], "did you mean 'unit'")],
+)
+def test_conversion_that_cannot_be_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    set_file: Path,
+    arguments: list[str],
+    word: str,
+) -> None:
+    out = set_file.with_name("unused")
+    assert run(monkeypatch, "convert", str(set_file), "--out", str(out), *arguments) == 2
+    assert word in capsys.readouterr().err and not out.exists()
+
+
+QUICK = ["--set", "epochs=2", "--architectures", "vit,convnet", "--seeds", "3", "--threads", "1"]
+
+
+def test_evaluation_is_a_table_a_csv_and_json(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    set_file: Path,
+    prepared_file: Path,
+    tmp_path: Path,
+) -> None:
+    common = [str(set_file), "--prepared", str(prepared_file), *QUICK]
+    assert run(monkeypatch, "evaluate", *common, "--csv", str(tmp_path / "rows.csv")) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split()[:2] == ["network", "accuracy,"]
+    with (tmp_path / "rows.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["architecture"] for row in rows] == ["vit"] * 3 + ["convnet"] * 3
+    for line, name in zip(lines, ("vit", "convnet"), strict=False):
+        mine = [float(row["accuracy_last"]) for row in rows if row["architecture"] == name]
+        half = stats.t.ppf(0.975, 2) * np.std(mine, ddof=1) / np.sqrt(3)
+        assert f"{np.mean(mine):.1f} ± {half:.1f}" in line
+    assert run(monkeypatch, "evaluate", *common, "--json") == 0
+    assert [str(row["accuracy_last"]) for row in json.loads(capsys.readouterr().out)] == [
+        row["accuracy_last"] for row in rows
+    ]
+
+
+def test_sets_are_compared_by_pairs_of_the_same_seed(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    set_file: Path,
+    prepared_file: Path,
+    tiny_set: DistilledSet,
+    tmp_path: Path,
+) -> None:
+    noise = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(5))
+    other, small = tmp_path / "other.safetensors", tmp_path / "small.safetensors"
+    tiny_set.with_images(tiny_set.images + 0.4 * noise, tiny_set.value_range, Step("noise")).write(other)
+    wide = torch.nn.functional.interpolate(noise, scale_factor=2)
+    tiny_set.with_images(wide, tiny_set.value_range, Step("noise")).write(small)
+    common = [str(set_file), str(other), str(small), "--prepared", str(prepared_file), *QUICK]
+    assert run(monkeypatch, "compare", *common, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    accuracies = {name: {net: one["accuracies"] for net, one in of.items()} for name, of in found["accuracies"].items()}
+    assert run(monkeypatch, "evaluate", str(other), *common[3:], "--json") == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert accuracies["B"]["vit"] == [row["accuracy_last"] for row in alone if row["architecture"] == "vit"]
+    np.testing.assert_allclose(
+        accuracies["B"]["mean"], np.mean([accuracies["B"]["vit"], accuracies["B"]["convnet"]], axis=0)
+    )
+    assert [(one["set"], one["network"]) for one in found["differences_to_the_first"]] == [
+        (name, net) for name in "BC" for net in ("vit", "convnet", "mean")
+    ]
+    for one in found["differences_to_the_first"]:
+        a, b = accuracies["A"][one["network"]], accuracies[one["set"]][one["network"]]
+        np.testing.assert_allclose(one["differences"], np.subtract(b, a))
+        if np.std(one["differences"]) > 1e-6:
+            assert one["p"] == pytest.approx(stats.ttest_rel(b, a).pvalue)
+        assert one["p"] <= one["p_holm"] <= 1
+    expected = 10 * np.log10(1 / np.square(0.1 * noise.double().numpy()).mean((1, 2, 3)))
+    assert found["psnr_db"] == {"B": pytest.approx(float(expected.mean()), abs=1e-3), "C": None}
+    assert run(monkeypatch, "compare", *common) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith(f"A: {set_file}") and "PSNR to A: " in shown[1] and "PSNR" not in shown[2]
+    assert shown[3].split() == [
+        "network",
+        "A",
+        "B",
+        "C",
+        "B",
+        "-",
+        "A",
+        "p",
+        "p",
+        "(Holm)",
+        "C",
+        "-",
+        "A",
+        "p",
+        "p",
+        "(Holm)",
+    ]
+    assert len({len(line) for line in shown[3:7]}) == 1
+
+
+def test_single_seed_has_no_interval(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], set_file: Path, prepared_file: Path
+) -> None:
+    common = [str(set_file), str(set_file), "--prepared", str(prepared_file), *QUICK[:3], "convnet", "--seeds", "1"]
+    assert run(monkeypatch, "compare", *common, "--json") == 0
+    (one,) = json.loads(capsys.readouterr().out)["differences_to_the_first"]
+    assert (one["differences"], one["half_width"], one["p"], one["p_holm"]) == ([0.0], None, None, None)
+    assert run(monkeypatch, "compare", *common) == 0
+    assert capsys.readouterr().out.splitlines()[3].split()[-5:] == ["+0.0", "±", "n/a", "n/a", "n/a"]
+
+
+def test_comparison_of_one_set_or_of_other_datasets_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], set_file: Path, released_file: Path
+) -> None:
+    assert run(monkeypatch, "compare", str(set_file)) == 2
+    assert "two or more" in capsys.readouterr().err
+    assert run(monkeypatch, "compare", str(set_file), str(released_file)) == 2
+    assert "a set of cifar10, and" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_quick_has_few_epochs_and_one_test_and_says_so(name: str) -> None:
+    quick = reduced(protocol(name))
+    for classes in (10, 100, 1000):
+        usual, found = protocol(name).at(classes), quick.at(classes)
+        for ipc in (1, 10, 50):
+            assert by_ipc(found.epochs, ipc, "") == min(QUICK_EPOCHS, by_ipc(usual.epochs, ipc, ""))
+        assert (found.evaluations, found.test_every) == (1, None)
+        kept = {"epochs", "evaluations", "test_every"}
+        assert found.model_dump(exclude=kept) == usual.model_dump(exclude=kept)
+    assert name == "full-data" or "epochs=" in quick.departures()
+
+
+def test_missing_data_and_epochs_are_named_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], released_file: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(common, "CHECKOUT", ROOT / "no-such-folder")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    assert run(monkeypatch, "evaluate", str(released_file)) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "snakemake --cores all data/prepared/cifar10.safetensors" in said
+    images, labels = torch.randn(500, 3, 16, 16), torch.arange(10).repeat_interleave(50)
+    torch.save({"data": [[images, labels]], "accs_all_exps": {}}, tmp_path / "cifar10.pt")
+    assert run(monkeypatch, "evaluate", "cifar10.pt") == 2
+    assert "no epochs for IPC 50: give --set epochs=NUMBER" in capsys.readouterr().err
+
+
+def test_export_of_8_bits_says_what_students_lose(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    set_file: Path,
+    prepared_file: Path,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "png"
+    arguments = ["--form", "png", "--out", str(out), "--prepared", str(prepared_file), "--quick"]
+    few = ["--architectures", "vit", "--seeds", "2", "--threads", "1"]
+    assert run(monkeypatch, "export", str(set_file), *arguments, *few) == 0
+    shown = capsys.readouterr()
+    assert all(Path(line).exists() for line in shown.out.splitlines()) and "after - before" in shown.err
+    recorded = json.loads((out / "meta.json").read_text())["accuracy"]
+    (lost,) = recorded["differences_to_the_first"]
+    before, after = (recorded["accuracies"][name]["vit"]["accuracies"] for name in ("before", "after"))
+    np.testing.assert_allclose(lost["differences"], np.subtract(after, before))
+    assert "epochs={1: 75, 10: 50}" in recorded["protocol"]
+    judged = ["--out", str(tmp_path / "judged"), "--prepared", str(prepared_file)]
+    assert run(monkeypatch, "export", str(set_file), *judged) == 2
+    assert "nothing is lost" in capsys.readouterr().err
+
+
+def test_exported_images_come_back(monkeypatch: pytest.MonkeyPatch, released_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cifar10-png"
+    assert run(monkeypatch, "export", str(released_file), "--form", "png", "--out", str(out)) == 0
+    assert run(monkeypatch, "import", str(out), "--out", str(tmp_path / "back.safetensors")) == 0
+    back = DistilledSet.read(tmp_path / "back.safetensors")
+    assert back.value_range.kind == "unit" and len(back.images) == 10
+
+
+def test_distill_makes_a_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], prepared_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "random.safetensors"
+    common = ["--prepared", str(prepared_file), "--ipc", "2", "--out", str(out)]
+    assert run(monkeypatch, "distill", "random", *common, "--set", "seed=4") == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    found = DistilledSet.read(out)
+    assert (found.ipc, found.steps[0].method, found.steps[0].seed) == (2, "random", 4)
+    short = ["--set", "iterations=2", "--set", "width=4"]
+    assert run(monkeypatch, "distill", "dm", *common, *short) == 0
+    assert DistilledSet.read(out).steps[0].parameters["iterations"] == 2
+    assert (tmp_path / "random.run").is_dir() and not (tmp_path / "random.run" / STATE).exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["radnom"], "did you mean 'random'"),
+        (["released"], "METHOD released"),
+        (["dm", "--preset", "publishd"], "did you mean 'published'"),
+        (["dm", "--preset", "published"], "no published settings for tiny"),
+        (["dm", "--set", "iteratons=2"], "did you mean 'iterations'"),
+        (["mtt", "--set", "experts=zca"], "'zca' is no folder of them: make one with `diver experts`"),
+        (["random", "--ipc", "20"], "has 10 training images, 20 are needed"),
+    ],
+)
+def test_distillation_that_cannot_be_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    prepared_file: Path,
+    arguments: list[str],
+    word: str,
+) -> None:
+    ipc = [] if "--ipc" in arguments else ["--ipc", "1"]
+    out = str(prepared_file.with_name("unused"))
+    assert run(monkeypatch, "distill", *arguments, *ipc, "--prepared", str(prepared_file), "--out", out) == 2
+    error = capsys.readouterr().err.strip()
+    assert word in error and len(error.splitlines()) == 1
+
+
+def test_experts_take_the_published_settings_and_departures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], prepared_file: Path, tmp_path: Path
+) -> None:
+    from diver.distill import experts
+
+    asked = []
+    monkeypatch.setattr(experts, "train_experts", lambda data, config, folder, **_: asked.append((config, folder)))
+    common = ["--prepared", str(prepared_file), "--folder", str(tmp_path / "experts")]
+    assert run(monkeypatch, "experts", *common, "--preset", "zca", "--set", "count=2") == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'experts'}\n"
+    ((config, folder),) = asked
+    assert (config.zca, config.count, config.epochs, folder) == (True, 2, 50, tmp_path / "experts")
+    assert run(monkeypatch, "experts", *common, "--preset", "zac") == 2
+    assert "did you mean 'zca'" in capsys.readouterr().err
+
+
+def test_methods_and_forms_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "methods", "--json") == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {name for name, one in listed.items() if one["stage"] == "distill"} == set(distill.SETTINGS) - {"released"}
+    assert {name for name, one in listed.items() if one["stage"] == "recover"} == set(recover.SETTINGS)
+    assert run(monkeypatch, "methods", "dm") == 0
+    assert "iterations: 1000" in capsys.readouterr().out
+    assert run(monkeypatch, "forms", "--json") == 0
+    listed = json.loads(capsys.readouterr().out)
+    # What is completed and said without loading these modules is what they have.
+    assert listed["import"] == FORMS and tuple(FORMS) == IMPORTED
+    assert tuple(listed["export"]) == tuple(EXPORTS) == EXPORTED
+    assert {name for name, one in EXPORTS.items() if "accuracy" in inspect.signature(one).parameters} == set(EIGHT_BIT)
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda one: one.__name__)
+def test_every_command_has_help_with_an_example(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: Callable[..., None]
+) -> None:
+    name = command.__name__.rstrip("_")
+    assert run(monkeypatch, name, "--help") == 0
+    assert re.search(rf"Examples?:\s+diver {name}", capsys.readouterr().out)
+
+
+def test_every_option_of_an_example_is_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in cli.COMMANDS:
+        name = command.__name__.rstrip("_")
+        run(monkeypatch, name, "--help")
+        about, options = capsys.readouterr().out.split("Options:")
+        used = set(re.findall(r"(?<!\S)--[a-z-]+", re.split("Examples?:", about)[1]))
+        assert used <= set(re.findall(r"--[a-z-]+", options)), name
+
+
+@pytest.mark.parametrize(
+    "arguments", [["inof"], ["recover", "--oot", "x"], ["recover"], ["evaluate", "x", "--seeds", "0"]]
+)
+def test_misspelt_command_line_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert run(monkeypatch, *arguments) == 2
+    shown = capsys.readouterr()
+    assert not shown.out and len(shown.err.splitlines()) == 1 and "--help" in shown.err
+
+
+def test_file_that_cannot_be_written_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run(monkeypatch, "schema", "--out", str(tmp_path / "no" / "schema.json")) == 2
+    assert capsys.readouterr().err == f"diver: {tmp_path / 'no' / 'schema.json'}: No such file or directory\n"
+
+
+def diver(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command as a process of its own, with the modules that it has loaded as the last line of its errors."""
+    code = (
+        "import sys; sys.argv[0] = 'diver'\n"
+        "from diver import cli\n"
+        "def broken(*_, **__): raise RuntimeError('broken')\n"
+        "if 'BROKEN' in __import__('os').environ: cli._usage = cli._mendable = broken\n"
+        "try: cli.main()\n"
+        "finally: print('torch' in sys.modules, file=sys.stderr)\n"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60)
+
+
+def test_help_loads_no_torch_and_an_unexpected_error_is_code_1() -> None:
+    shown = diver("--help")
+    assert (shown.returncode, shown.stderr.split()[-1]) == (0, "False")
+    assert diver("inof", BROKEN="1").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("diver distill ra", ["random"]),
+        ("diver recover --preset predd-m", ["predd-mtt"]),
+        ("diver export --form p", ["png", "parquet"]),
+        ("diver evaluate --architectures convnet,vit-g", ["convnet,vit-glad"]),
+        ("diver protocols soft-f", ["soft-fkd"]),
+    ],
+)
+def test_shell_completes_names_without_loading_torch(line: str, names: list[str]) -> None:
+    words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1), "_DIVER_COMPLETE": "complete_bash"}
+    shown = diver(**words)
+    assert (shown.stdout.split(), shown.stderr.split()) == (names, ["False"])
+
+
+def test_shell_completion_is_shown_for_a_shell() -> None:
+    shown = diver("--show-completion", "bash")
+    assert shown.returncode == 0 and "complete -o default -F _diver_completion diver" in shown.stdout

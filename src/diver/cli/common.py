@@ -1,0 +1,120 @@
+"""What the commands share: refusals, settings from KEY=VALUE, names to complete, tables, and where files lie."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from pydantic import ValidationError
+
+from diver.config.base import nearest
+
+# The checkout that this code lies in: its configuration and its shipped prior are found from any folder.
+CHECKOUT = Path(__file__).parents[3]
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="A setting, KEY=VALUE; repeatable.")]
+
+
+class UserError(Exception):
+    """Something that the user can mend; shown as one line."""
+
+
+@contextmanager
+def mendable(subject: object = "") -> Iterator[None]:
+    """Around work: what it refuses (ValueError, a loss that is no longer finite) is the user's to mend.
+
+    What it prints goes to stderr, so that stdout has the result alone.
+    """
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except ValidationError as error:
+        raise UserError(f"{subject}: {faults(error)}" if subject else faults(error)) from None
+    except (ValueError, FloatingPointError) as error:
+        raise UserError(f"{subject}: {error}" if subject else str(error)) from None
+
+
+def faults(error: ValidationError, option: str = "") -> str:
+    """A settings model's faults in one line, each key after the option that gives it."""
+    return "; ".join(f"{option} {'.'.join(map(str, e['loc']))}: {e['msg']}".strip(" :") for e in error.errors())
+
+
+def settings(
+    pairs: Sequence[str] | None, model: type[Any], base: dict[str, Any] | None = None, option: str = "--set"
+) -> Any:
+    """Settings from KEY=VALUE texts, values read as YAML, over those of `base`."""
+    values = dict(base or {})
+    for pair in pairs or []:
+        key, found, value = pair.partition("=")
+        if not found:
+            raise UserError(f"{option} {pair}: write KEY=VALUE; keys: {', '.join(model.model_fields)}")
+        if key not in model.model_fields:
+            raise UserError(f"{option} {pair}: unknown key {key!r}; {nearest(key, list(model.model_fields))}")
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"{option} {pair}: the value is not YAML; quote it, as in {key}='text'") from None
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise UserError(faults(error, option)) from None
+
+
+def known(name: str, names: Iterable[str], option: str = "") -> str:
+    """The name if it is one of the names; else UserError with the nearest."""
+    valid = list(names)
+    if name not in valid:
+        raise UserError(f"{option} {name}: {nearest(name, valid)}".strip())
+    return name
+
+
+def span(text: str, option: str = "--classes") -> range:
+    """FIRST:END as a range."""
+    first, _, end = text.partition(":")
+    try:
+        return range(int(first), int(end))
+    except ValueError:
+        raise UserError(f"{option} {text}: write FIRST:END, for example 0:250") from None
+
+
+def at_home(path: str | Path) -> Path:
+    """A file of the project by its path from the current folder, else from the checkout; as given if it is in none."""
+    here, there = Path(path), CHECKOUT / path
+    return there if not here.exists() and there.exists() else here
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def completed(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """For shell completion: the names that begin with what is typed; after a comma, those of the next one."""
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, typed = incomplete.rpartition(",")
+        return [before + comma + name for name in names() if name.startswith(typed)]
+
+    return complete
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Rows of cells as text in columns: the first `left` columns to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )

@@ -1,0 +1,171 @@
+"""Sets as the commands take them: a file of ours, or whatever others have released; and the data that belong to one."""
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from diver.cli.common import CHECKOUT, UserError, at_home, completed, known, mendable
+
+if TYPE_CHECKING:
+    from diver.data.prepared import Prepared
+    from diver.importers import Found
+    from diver.sets import DistilledSet, ValueRange
+
+RANGES = ("auto", "dataset", "unit", "symmetric")
+# What the subsets of ImageNet are called in names of released files, where it is not their own name.
+SPOKEN = re.compile(r"imagenet[-_ ]?(nette|woof|meow|squawk|fruit|yellow)s?")
+
+
+def dataset_names() -> list[str]:
+    """Datasets of config/datasets and the subsets of ImageNet."""
+    from diver.data.subsets import subsets
+
+    folders = {Path("config/datasets"), CHECKOUT / "config/datasets"}
+    return sorted({*subsets(), *(found.stem for folder in folders for found in folder.glob("*.yaml"))})
+
+
+SetArgument = Annotated[
+    Path, typer.Argument(metavar="SET", help="A set: a file of this project, or one that others released.")
+]
+DatasetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a released set: a dataset of config/datasets or a subset of ImageNet (imagefruit, ...); guessed from "
+        "the file's name where that says it.",
+        autocompletion=completed(dataset_names),
+    ),
+]
+RangeOption = Annotated[
+    str,
+    typer.Option(
+        help="Of a released set, what its numbers mean: auto, dataset (standardised as the dataset is), unit ([0, 1]) "
+        "or symmetric ([-1, 1]).",
+        autocompletion=completed(lambda: RANGES),
+    ),
+]
+
+
+def dataset_facts(name: str) -> "tuple[tuple[str, ...], ValueRange]":
+    """A dataset's classes in the order of the labels, and how its images are standardised."""
+    from diver.data.spec import load_dataset_spec
+    from diver.data.subsets import subsets
+    from diver.sets import IMAGENET, ValueRange
+
+    known(name, dataset_names(), "--dataset")
+    if name in subsets():
+        return subsets()[name], IMAGENET
+    spec = load_dataset_spec(at_home(Path("config/datasets") / f"{name}.yaml"))
+    return spec.classes, ValueRange.standardised(spec.mean, spec.std)
+
+
+def guessed_dataset(path: Path) -> str:
+    """The dataset that a file's name, or that of a folder above it, speaks of. Raises UserError if none does."""
+    # Longer names first: cifar10-slice is not cifar10.
+    names = sorted(dataset_names(), key=len, reverse=True)
+    for part in reversed(path.resolve().parts):
+        text = SPOKEN.sub(r"image\1", part.lower())
+        for name in names:
+            spelt = re.sub(r"[-_]|(?<=[a-z])(?=[0-9])", "[-_ ]?", name)
+            if re.search(rf"(?<![a-z]){spelt}(?!{'[0-9]' if name[-1].isdigit() else '[a-z]'})", text):
+                return name
+    raise UserError(f"{path}: its name does not say which dataset it is of; give --dataset: {', '.join(sorted(names))}")
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is one of `DistilledSet.write`, or a safetensors file too damaged to tell. UserError for none."""
+    from safetensors import SafetensorError, safe_open
+
+    from diver.tensorfile import KEY
+
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    if path.is_dir():
+        return False
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return KEY in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return path.suffix == ".safetensors"
+
+
+def import_found(
+    path: Path,
+    dataset: str | None = None,
+    value_range: str = "auto",
+    form: str = "auto",
+    ipc: int | None = None,
+    factor: int | None = None,
+    class_order: Sequence[str] | None = None,
+) -> "Found":
+    """A set that others have released, with what was found out about it."""
+    from diver.importers import FORMS, import_set
+
+    known(value_range, RANGES, "--value-range")
+    known(form, ["auto", *FORMS], "--form")
+    name = dataset or guessed_dataset(path)
+    classes, standard = dataset_facts(name)
+    with mendable():
+        return import_set(path, name, classes, standard, form, value_range, ipc, factor, class_order)
+
+
+def read_any(path: Path, dataset: str | None = None, value_range: str = "auto") -> "tuple[DistilledSet, Found | None]":
+    """A set of ours, or one that others have released, with what was found out about it."""
+    from diver.sets import DistilledSet
+
+    if is_ours(path):
+        return DistilledSet.read(path), None
+    found = import_found(path, dataset, value_range)
+    return found.distilled, found
+
+
+def read_set(path: Path, dataset: str | None = None, value_range: str = "auto") -> "DistilledSet":
+    """`read_any`, saying on stderr how a released set is read."""
+    distilled, found = read_any(path, dataset, value_range)
+    if found:
+        print(f"{path}: read as {found.form}, {distilled.dataset}", *found.notes, sep="; ", file=sys.stderr)
+    return distilled
+
+
+@contextmanager
+def own_file(path: Path, beside: Path, dataset: str | None = None, value_range: str = "auto") -> Iterator[Path]:
+    """The file of a set of ours; for a released one a hidden copy in our form beside `beside`, gone at the end.
+
+    The copy stays when the work on it is killed, so that what goes on then finds the same file.
+    """
+    if is_ours(path):
+        yield path
+        return
+    from diver.sets import DistilledSet, SetError
+
+    released = read_set(path, dataset, value_range)
+    copy = beside.with_name(f".{beside.name}.source")
+    try:
+        there = DistilledSet.read(copy).digest() if copy.exists() else None
+    except SetError:
+        there = None
+    if there != released.digest():
+        released.write(copy)
+    try:
+        yield copy
+    except Exception:
+        copy.unlink()
+        raise
+    copy.unlink()
+
+
+def prepared_data(path: Path | None, dataset: str) -> "Prepared":
+    """The prepared dataset at a path, by default where the workflow puts it."""
+    from diver.data.prepared import Prepared
+    from diver.study import prepared_path
+
+    file = path or at_home(prepared_path(dataset))
+    if not file.exists():
+        made = f"make it with `snakemake --cores all {prepared_path(dataset)}`, or "
+        remedy = made if at_home(f"config/datasets/{dataset}.yaml").exists() and not path else ""
+        raise UserError(f"{file}: no prepared dataset {dataset}; {remedy}give another file by --prepared")
+    return Prepared.read(file)
