@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from diver.config.distill import SETTINGS, CoresetConfig, DMConfig, RandomConfig
 from diver.data.prepared import Prepared
-from diver.distill import METHODS
+from diver.distill import METHODS, loop
 from diver.distill.coresets import herding, k_center, k_means
 from diver.distill.dm import iteration_loss, random_network
 from diver.networks import create
@@ -68,7 +68,7 @@ def test_updates_are_sgd_on_the_loss(data: Prepared, monkeypatch: pytest.MonkeyP
     target = torch.linspace(-1, 1, 3 * 2 * 3 * 16 * 16).view(6, 3, 16, 16)
     starts = []
 
-    def quadratic(network, augment, real, synthetic, classes, generator):
+    def quadratic(network, augment, real, synthetic, classes, generator, precision):
         starts.append(synthetic.detach().clone())
         return (synthetic - target).square().sum()
 
@@ -136,7 +136,7 @@ def test_dm_never_clips_and_reports_progress(data: Prepared) -> None:
     unit = result.value_range.to_unit(result.images)
     assert unit.min() < 0
     assert unit.max() > 1
-    assert [n[:2] for n in notes] == [(10, 12), (12, 12)]
+    assert [n[:2] for n in notes] == [(i, 12) for i in range(1, 13)]
     assert all(n[2].startswith("loss ") for n in notes)
 
 
@@ -149,8 +149,45 @@ def test_failures_are_named(data: Prepared) -> None:
         METHODS["dm"](
             replace(data, train_images=data.train_images[few], train_labels=data.train_labels[few]), 1, DMConfig(**TINY)
         )
-    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+    with pytest.raises(FloatingPointError, match="dm: loss is .* lower the learning rate"):
         METHODS["dm"](data, 1, DMConfig(**TINY | {"iterations": 9}, learning_rate=1e38), progress=quiet)
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    data: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = DMConfig(**TINY | {"iterations": 6})
+    whole = METHODS["dm"](data, 2, config, code="abc", progress=quiet)
+
+    def killed(done: int, total: int, note: str) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0)
+    with pytest.raises(KeyboardInterrupt):
+        METHODS["dm"](data, 2, config, code="abc", progress=killed, folder=tmp_path)
+    again = METHODS["dm"](data, 2, config, code="abc", progress=quiet, folder=tmp_path)
+    assert "dm: goes on after iteration 3" in capsys.readouterr().out
+    assert again.digest() == whole.digest()
+    assert sorted(p.name for p in tmp_path.glob("*.png"))[::6] == ["iteration-000000.png", "iteration-000006.png"]
+    # What is finished is not done again, and the state of other settings or code is not taken.
+    for code, told in (("abc", "goes on after iteration 6"), ("other", "")):
+        METHODS["dm"](data, 2, config, code=code, progress=quiet, folder=tmp_path)
+        assert capsys.readouterr().out.strip().endswith(told) and (told or not capsys.readouterr().out)
+
+
+def test_dm_in_half_precision_has_nearly_the_same_gradient(data: Prepared) -> None:
+    network = random_network(DMConfig(width=16, depth=2), 3, 16, 1)
+    real = data.standardised(data.train_images[data.train_labels.argsort(stable=True)])
+    synthetic = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(1), requires_grad=True)
+
+    def gradient(precision: str) -> Tensor:
+        drawn = torch.Generator().manual_seed(2)
+        loss = iteration_loss(network, DSA("color"), real, synthetic, 3, drawn, precision)
+        return torch.autograd.grad(loss, synthetic)[0]
+
+    full, half = gradient("fp32"), gradient("bf16")
+    assert 0 < (full - half).norm() < 0.02 * full.norm()
 
 
 def test_every_method_has_settings() -> None:

@@ -11,19 +11,18 @@ draw nothing, so the seed has no effect on them.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diver.config.distill import PIXELS, TEACHER, CoresetConfig
+from diver.config.distill import PIXELS, CoresetConfig
 from diver.data.prepared import Prepared
-from diver.distill.base import class_members, distilled
-from diver.networks.weights import embed, for_input, read_trained
+from diver.distill.base import class_members, distilled, read_teacher
+from diver.networks.weights import embed
 from diver.progress import Progress, reporter
 from diver.sets import DistilledSet
-from diver.tensorfile import file_checksum
 
 # Images per forward pass of the encoder.
 CHUNK = 256
@@ -100,27 +99,8 @@ def _encoder(data: Prepared, config: CoresetConfig) -> tuple[Callable[[Tensor], 
     """Standardised images [n, C, H, W] to features [n, D]; and what a set records, the same on every machine."""
     if config.encoder == PIXELS:
         return lambda images: images.flatten(1), PIXELS
-    if config.encoder == TEACHER:
-        raise ValueError(
-            f"encoder: {TEACHER!r} stands for the study's teacher, and the workflow puts its path here; "
-            f"outside the workflow give the path of a trained network's file, or {PIXELS!r}"
-        )
-    trained = read_trained(config.encoder)
-    own, shape = [trained.channels, trained.size, trained.size], list(data.train_images.shape[1:])
-    if own != shape:
-        raise ValueError(
-            f"encoder {config.encoder} takes images {own}, those of {data.dataset} are {shape}; "
-            f"give one that was trained at this size, or {PIXELS!r}"
-        )
-    network = for_input(trained, data.mean, data.std).network
-    described = {
-        "network": trained.name,
-        "options": trained.options,
-        "dataset": trained.dataset,
-        "accuracy": trained.accuracy,
-        "sha256": file_checksum(config.encoder),
-    }
-    return lambda images: embed(network, images, CHUNK), described
+    trained, described = read_teacher("encoder", config.encoder, data, labelled=False, otherwise=f", or {PIXELS!r}")
+    return lambda images: embed(trained.network, images, CHUNK), described
 
 
 def _coreset(
@@ -148,32 +128,45 @@ def _coreset(
         except ValueError as error:
             raise ValueError(f"{method}: class {number}: {error}") from error
     images = data.standardised(data.train_images[torch.cat(chosen)])
-    result = distilled(images, data, ipc, method, config, code)
-    (step,) = result.steps
-    return replace(result, steps=(replace(step, parameters={**step.parameters, "encoder": described}),))
+    return distilled(images, data, ipc, method, config, code, {"encoder": described})
 
 
 def distill_herding(
-    data: Prepared, ipc: int, config: CoresetConfig, code: str = "", progress: Progress | None = None
+    data: Prepared,
+    ipc: int,
+    config: CoresetConfig,
+    code: str = "",
+    progress: Progress | None = None,
+    folder: Path | None = None,
 ) -> DistilledSet:
     """`ipc` training images of each class by herding, standardised, in the order of selection.
 
     progress: called with (images encoded, all images, note); by default a line on stderr now and then.
     Raises ValueError if a class has fewer images, or the encoder is missing, unresolved or of another image size;
-    so do the other two.
+    so do the other two. `folder` is not used: nothing takes long.
     """
     return _coreset("herding", herding, data, ipc, config, code, progress)
 
 
 def distill_k_center(
-    data: Prepared, ipc: int, config: CoresetConfig, code: str = "", progress: Progress | None = None
+    data: Prepared,
+    ipc: int,
+    config: CoresetConfig,
+    code: str = "",
+    progress: Progress | None = None,
+    folder: Path | None = None,
 ) -> DistilledSet:
     """`ipc` training images of each class by greedy k-center, standardised, in the order of selection."""
     return _coreset("k_center", k_center, data, ipc, config, code, progress)
 
 
 def distill_k_means(
-    data: Prepared, ipc: int, config: CoresetConfig, code: str = "", progress: Progress | None = None
+    data: Prepared,
+    ipc: int,
+    config: CoresetConfig,
+    code: str = "",
+    progress: Progress | None = None,
+    folder: Path | None = None,
 ) -> DistilledSet:
     """The training images nearest to the centres of k-means in each class, standardised, in the clusters' order."""
     return _coreset("k_means", lambda features, k: k_means(features, k, config.seed), data, ipc, config, code, progress)

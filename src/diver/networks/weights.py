@@ -203,7 +203,11 @@ def read_trained(path: str | Path) -> Trained:
 
 
 def load_teacher(
-    source: str | Path, data: Dataset, network: str | None = None, options: dict[str, Any] | None = None
+    source: str | Path,
+    data: Dataset,
+    network: str | None = None,
+    options: dict[str, Any] | None = None,
+    labelled: bool = True,
 ) -> Trained:
     """A teacher for images that are standardised as `data`'s, whatever its own standardisation is.
 
@@ -212,6 +216,7 @@ def load_teacher(
     read with tensors and plain numbers allowed and nothing else, of the given `network` with `options`.
     A foreign state dict and timm's weights do not name their classes: their order is taken on trust, and so is
     a state dict's standardisation, `data`'s.
+    labelled: False lets a file of `write_trained` with other classes pass, for what uses features and no logits.
     Raises WeightsError, naming the source, the fault and the remedy, also when the teacher does not fit `data`.
     """
     if str(source).startswith(TIMM):
@@ -220,13 +225,13 @@ def load_teacher(
         trained = _foreign(Path(source), data, network, options or {})
     else:
         trained = read_trained(source)
-        _check_fits(str(source), trained, data)
+        _check_fits(str(source), trained, data, labelled)
     return for_input(trained, data.mean, data.std)
 
 
-def _check_fits(source: str, trained: Trained, data: Dataset) -> None:
+def _check_fits(source: str, trained: Trained, data: Dataset, labelled: bool) -> None:
     remedy = f"train a teacher on {data.dataset}"
-    if trained.classes != tuple(data.classes):
+    if labelled and trained.classes != tuple(data.classes):
         how = "in another order" if set(trained.classes) == set(data.classes) else f"({len(trained.classes)})"
         raise WeightsError(
             f"{source}: its classes are not those of {data.dataset} ({len(data.classes)}) {how}; {remedy}"
