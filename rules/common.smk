@@ -11,6 +11,7 @@ sys.path.insert(0, SOURCE)
 
 from diver import study as cells
 from diver.config.base import ConfigError
+from diver.config.distill import NETWORKS, PIXELS, TEACHER
 from diver.config.networks import RECORDED
 from diver.config.study import NONE, parse_study
 from diver.data.spec import SpecError, load_dataset_spec
@@ -28,6 +29,8 @@ BENCHMARKS = f"{RESULTS}/benchmarks"
 SETS = list(cells.set_cells(STUDY))
 STUDENTS = list(cells.student_cells(STUDY))
 MADE_BY_RULE = STUDY.prior.source == "trained"
+# Values of a stage-1 method's network that are no file.
+NO_FILE = (PIXELS, "experts", "imagenet", NONE)
 
 
 wildcard_constraints:
@@ -37,6 +40,7 @@ wildcard_constraints:
     shards=r"\d+",
     stage1="|".join(STUDY.distill),
     stage2="|".join(map(re.escape, STUDY.recover)) or "none",
+    experts="|".join(STUDY.all_experts()),
     scale=f"{cells.MATCHED}|{cells.AS_PUBLISHED}",
     group="|".join(cells.student_groups(STUDY)),
 
@@ -99,20 +103,46 @@ def labels_file(wildcards):
     return teacher_file(wildcards) if labels == "teacher" else []
 
 
-def encoder_file(wildcards):
-    """The encoder of a coreset as an input: the study's teacher, a file, or nothing."""
-    encoder = STUDY.distill[wildcards.stage1].at(int(wildcards.ipc)).get("encoder", "pixels")
-    return teacher_file(wildcards) if encoder == "teacher" else [] if encoder == "pixels" else encoder
+def stage1_settings(wildcards):
+    """Settings of a stage-1 method as the study has them, and the key of the trained network that they name."""
+    settings = STUDY.distill[wildcards.stage1].at(wildcards.dataset, int(wildcards.ipc))
+    return settings, next((key for key in NETWORKS if settings.get(key) not in (None, *NO_FILE)), None)
+
+
+def network_file(wildcards):
+    """The trained network that a stage-1 method uses, as an input: the study's teacher, a file, or nothing."""
+    settings, key = stage1_settings(wildcards)
+    return [] if key is None else teacher_file(wildcards) if settings[key] == TEACHER else settings[key]
+
+
+def experts_folder(wildcards):
+    """Where the experts of a stage-1 method are, '' if it has none."""
+    name = stage1_settings(wildcards)[0].get("experts", "")
+    return name if "/" in name or not name else str(cells.experts_path(STUDY, wildcards.dataset, name))
+
+
+def experts_file(wildcards):
+    folder = experts_folder(wildcards)
+    return f"{folder}/experts.json" if folder else []
 
 
 def released_file(wildcards):
     """The file of a released set as an input, or nothing."""
-    return STUDY.distill[wildcards.stage1].at(int(wildcards.ipc)).get("path") or []
+    return stage1_settings(wildcards)[0].get("path") or []
 
 
 def released_cells():
     """The stage-1 sets that others have released."""
     return [cell for cell in SETS if cell.stage2 == NONE and STUDY.distill[cell.stage1].method == "released"]
+
+
+def departures():
+    """How the settings of each stage-1 set differ from the published ones."""
+    found = []
+    for cell in (cell for cell in SETS if cell.stage2 == NONE):
+        entry = STUDY.distill[cell.stage1]
+        found.append((asdict(cell), "; ".join(STUDY.departures(entry, cell.dataset, cell.ipc))))
+    return found
 
 
 def recorded_networks():
@@ -136,9 +166,13 @@ def prior_source(wildcards):
 
 
 def distill_settings(wildcards):
-    """Settings of a stage-1 method; the word 'teacher' becomes the file of the study's teacher."""
-    settings = STUDY.distill[wildcards.stage1].at(int(wildcards.ipc))
-    return {**settings, "encoder": teacher_source(wildcards)} if settings.get("encoder") == "teacher" else settings
+    """Settings of a stage-1 method; the study's teacher and experts become their files."""
+    settings, key = stage1_settings(wildcards)
+    if key is not None and settings[key] == TEACHER:
+        settings[key] = teacher_source(wildcards)
+    if settings.get("experts"):
+        settings["experts"] = experts_folder(wildcards)
+    return settings
 
 
 def recover_settings(wildcards):

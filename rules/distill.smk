@@ -1,7 +1,8 @@
 rule distill_set:
     input:
         prepared="data/prepared/{dataset}.safetensors",
-        encoder=encoder_file,
+        network=network_file,
+        experts=experts_file,
         released=released_file,
     output:
         set=f"{RESULTS}/distilled/{{dataset}}/ipc{{ipc}}/{{stage1}}.safetensors",
@@ -15,11 +16,33 @@ rule distill_set:
     params:
         method=lambda wildcards: STUDY.distill[wildcards.stage1].method,
         settings=distill_settings,
+        folder=f"{RESULTS}/runs/{{dataset}}/ipc{{ipc}}/{{stage1}}",
         code=code("distill_set"),
     message:
         "stage 1: {wildcards.stage1} on {wildcards.dataset}, IPC {wildcards.ipc}"
     script:
         "../src/steps/distill_set.py"
+
+
+rule train_experts:
+    input:
+        prepared="data/prepared/{dataset}.safetensors",
+    output:
+        manifest=f"{RESULTS}/experts/{{dataset}}/{{experts}}/experts.json",
+    log:
+        f"{LOGS}/experts/{{dataset}}-{{experts}}.log",
+    benchmark:
+        f"{BENCHMARKS}/experts/{{dataset}}-{{experts}}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 2
+    params:
+        settings=lambda wildcards: STUDY.all_experts()[wildcards.experts].at(wildcards.dataset),
+        code=code("train_experts"),
+    message:
+        "experts {wildcards.experts} of {wildcards.dataset}"
+    script:
+        "../src/steps/train_experts.py"
 
 
 rule distill:

@@ -1,6 +1,5 @@
 # One job recovers a set, or one each range of its classes, whose shards are then put together.
 PART = "{stage2}" if STUDY.shards == 1 else "{stage2}/shard-{shard}-of-{shards}"
-JOB = "{dataset}-ipc{ipc}-{stage1}-" + PART.replace("/", "-")
 
 
 rule recover_set:
@@ -10,9 +9,9 @@ rule recover_set:
     output:
         set=f"{RESULTS}/recovered/{{dataset}}/ipc{{ipc}}/{{stage1}}/{PART}.safetensors",
     log:
-        f"{LOGS}/recover/{JOB}.log",
+        f"{LOGS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}/{PART}.log",
     benchmark:
-        f"{BENCHMARKS}/recover/{JOB}.tsv"
+        f"{BENCHMARKS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}/{PART}.tsv"
     conda:
         "../envs/torch.yaml"
     threads: 1

@@ -207,6 +207,36 @@ if recorded_networks():
             "../src/steps/compare_recorded.py"
 
 
+if STUDY.report.published:
+
+    rule compare_published:
+        input:
+            results=rules.collect_results.output.csv,
+            published=STUDY.report.published,
+        output:
+            table=expand(f"{RESULTS}/tables/reproduced.{{form}}", form=["csv", "tex", "md"]),
+            html=report(
+                f"{RESULTS}/tables/reproduced.html",
+                caption="../src/diver/report/captions/reproduced.rst",
+                category="Tables",
+            ),
+        log:
+            f"{LOGS}/compare_published.log",
+        benchmark:
+            f"{BENCHMARKS}/compare_published.tsv"
+        conda:
+            "../envs/report.yaml"
+        params:
+            methods={name: entry.method for name, entry in STUDY.distill.items()},
+            departures=departures(),
+            names=display_names(),
+            code=code("compare_published"),
+        message:
+            "report: published accuracies of stage-1 methods beside ours"
+        script:
+            "../src/steps/compare_published.py"
+
+
 if STUDY.sweeps():
 
     rule draw_sweeps:
@@ -239,8 +269,9 @@ rule report:
     input:
         rules.make_tables.output,
         rules.draw_results.output,
-        rules.draw_gallery.output,
-        rules.draw_phases.output,
+        rules.draw_gallery.output if STUDY.report.gallery else [],
+        rules.draw_phases.output if STUDY.report.phases_of else [],
         rules.report_quality.output,
         rules.compare_recorded.output if recorded_networks() else [],
+        rules.compare_published.output if STUDY.report.published else [],
         rules.draw_sweeps.output if STUDY.sweeps() else [],

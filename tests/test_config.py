@@ -66,7 +66,7 @@ def edit(keys: str, value: Any) -> dict[str, Any]:
         ("students/protocol/epoch", 3, ["students.protocol.epoch", "did you mean 'epochs'"]),
         ("students/architectures/resnet/network", "resnt", ["students.architectures.resnet.network", "resnet"]),
         ("teacher", None, ["herding needs a teacher", "`network:`", "`source:`"]),
-        ("teacher", {"source": "timm:resnet18"}, ["distill.herding.settings.encoder", "give a file's path"]),
+        ("teacher", {"source": "timm:resnet18"}, ["distill.herding: a teacher of timm", "give the path"]),
         ("teacher/network", "convent", ["teacher", "convnet"]),
         ("distill/full", {"label": "F", "method": "random"}, ["distill.full", "choose another"]),
     ],
@@ -126,7 +126,7 @@ def test_settings_by_ipc_and_defaults() -> None:
     assert study.recover["predd"].full()["by_ipc"] == {"1": [10, 15], "10": [20, 20]}
     content = edit("distill/dm/by_ipc", {2: {"iterations": 3}})
     entry = parse_study(content, "test").distill["dm"]
-    assert (entry.at(1)["iterations"], entry.at(2)["iterations"]) == (2, 3)
+    assert (entry.at("cifar10", 1)["iterations"], entry.at("cifar10", 2)["iterations"]) == (2, 3)
 
 
 def test_sweeps_become_entries_in_order() -> None:

@@ -84,6 +84,11 @@ def shard_classes(study: Study, number: int, count: int) -> tuple[int, int]:
     return round(number * count / shards), round((number + 1) * count / shards)
 
 
+def experts_path(study: Study, dataset: str, name: str) -> Path:
+    """Folder of a dataset's expert trajectories."""
+    return results_path(study) / "experts" / dataset / name
+
+
 def students_path(study: Study, cell: StudentCell) -> Path:
     one = cell.set
     parts = (one.dataset, f"ipc{one.ipc}", one.stage1, one.stage2, cell.scale)

@@ -1,8 +1,11 @@
 """Make a stage-1 set."""
 
+from pathlib import Path
+
 from diver.config.distill import SETTINGS
 from diver.data.prepared import Prepared
 from diver.distill import METHODS
+from diver.distill.loop import STATE
 from diver.progress import step_log
 
 wildcards, params = snakemake.wildcards, snakemake.params
@@ -10,6 +13,13 @@ label = f"{wildcards.stage1}, IPC {wildcards.ipc}"
 with step_log(snakemake.log[0], snakemake.threads, label) as progress:
     data = Prepared.read(snakemake.input.prepared)
     distilled = METHODS[params.method](
-        data, int(wildcards.ipc), SETTINGS[params.method](**params.settings), code=params.code, progress=progress
+        data,
+        int(wildcards.ipc),
+        SETTINGS[params.method](**params.settings),
+        code=params.code,
+        progress=progress,
+        folder=Path(params.folder),
     )
     distilled.write(snakemake.output.set)
+    # The pictures stay; the state is of no more use.
+    (Path(params.folder) / STATE).unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from diver.data.prepared import Prepared
 from diver.networks.views import augmentation
 from diver.networks.weights import Trained
 from diver.progress import Progress, reporter
-from diver.sets import DistilledSet, ValueRange
+from diver.sets import DistilledSet, ValueRange, learned_rate
 from diver.students.inputs import StudentData, StudentError
 from diver.students.protocol import StudentProtocol, StudentResult, student_protocol
 from diver.students.replay import Replay, record_answers
@@ -159,9 +159,10 @@ def evaluate_set(
     Raises StudentError if the set is not one of this dataset or not one for the protocol, ReplayError if the stored
     answers are others'.
     """
-    used = student_protocol(
-        protocol, architecture.network, distilled.ipc, len(data.classes), architecture.learning_rate
-    )
+    rate = architecture.learning_rate
+    if rate is None and protocol.learned_rate:
+        rate = learned_rate(distilled)
+    used = student_protocol(protocol, architecture.network, distilled.ipc, len(data.classes), rate)
     inputs = set_data(distilled, data, protocol, matched, teacher, replay, device)
     if replay is not None and used.labels == "replay":
         replay.check(distilled.digest(), used)

@@ -1,0 +1,79 @@
+"""Published accuracies of stage-1 methods beside those of our own sets."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from diver.config.study import NONE
+from diver.report.labels import Labels
+from diver.report.published import PublishedError
+from diver.report.statistics import LAST, t_interval
+from diver.report.tables import Table, interval_text, protocol_lines
+from diver.study import MATCHED, SetCell
+
+# Points within which an accuracy counts as reproduced.
+CLOSE = 2.0
+COLUMNS = ["dataset", "ipc", "stage1", "architecture", "published", "source", "ours", "half_width", "n", "difference",
+           "reproduced", "departures"]  # fmt: skip
+
+
+def compare_published(
+    table: pd.DataFrame,
+    published: pd.DataFrame,
+    methods: Mapping[str, str],
+    departures: Mapping[SetCell, str],
+    labels: Labels,
+) -> Table:
+    """A row per published accuracy of a method, dataset and IPC of the study; accuracies in percent.
+
+    `methods`: the method of each stage-1 entry. `departures`: how the settings of a set differ from the published
+    ones, as text; a row with departures is not called a reproduction, whatever its number. Datasets and architectures
+    are matched by their labels. Raises PublishedError if nothing matches.
+    """
+    rows: list[dict[str, Any]] = []
+    display: list[dict[str, str]] = []
+    datasets = {label: name for name, label in labels.dataset.items()}
+    architectures = {label: name for name, label in labels.architecture.items()}
+    for one in published.to_dict("records"):
+        dataset, architecture = datasets.get(one["dataset"]), architectures.get(one["architecture"])
+        for stage1 in (name for name, method in methods.items() if method == one["method"]):
+            cell = SetCell(str(dataset), int(one["ipc"]), stage1)
+            if cell not in departures or architecture is None:
+                continue
+            mine = table[
+                (table.dataset == dataset)
+                & (table.ipc == cell.ipc)
+                & (table.stage1 == stage1)
+                & (table.stage2 == NONE)
+                & (table.scale == MATCHED)
+                & (table.architecture == architecture)
+            ]
+            found = t_interval(mine[LAST].tolist())
+            difference, departed = found.mean - one["mean"], departures[cell]
+            close = abs(difference) <= CLOSE and not departed
+            values = [dataset, cell.ipc, stage1, architecture, one["mean"], one["source"]]
+            values += [found.mean, found.half_width, found.n, difference, close, departed]
+            rows.append(dict(zip(COLUMNS, values, strict=True)))
+            spread = "" if pd.isna(one["std"]) else f" ± {one['std']:.1f}"
+            display.append(
+                {
+                    "IPC": str(cell.ipc),
+                    "Method": labels.stage1.get(stage1, stage1),
+                    "published": f"{one['mean']:.1f}{spread}",
+                    "ours": f"{interval_text(found)} ({found.n})",
+                    "difference": f"{difference:+.1f}".replace("-", "−"),
+                    "reproduced": "yes" if close else "settings differ" if departed else "no",
+                    "settings that differ (published)": departed,
+                }
+            )
+    if not rows:
+        raise PublishedError("no published accuracy is of a method, dataset, IPC and architecture of this study")
+    legend = [
+        f"Test accuracy in %. Ours: mean ± half width of the 95 % t-interval (students). Reproduced: at most {CLOSE:g} "
+        "points from the published mean under the published settings. The published spread is what its source prints.",
+        *protocol_lines(table),
+        *(f"Source of published values: {source}." for source in dict.fromkeys(row["source"] for row in rows)),
+    ]
+    title = "Stage 1: published accuracies and ours"
+    return Table(title, pd.DataFrame(rows, columns=COLUMNS), pd.DataFrame(display), 2, 1, tuple(legend))

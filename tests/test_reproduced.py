@@ -1,0 +1,51 @@
+"""Published accuracies beside ours: what matches, what counts as reproduced, and what departs is said."""
+
+import pandas as pd
+import pytest
+from tidy import make_table
+
+from diver.config.study import load_study
+from diver.report.labels import Labels
+from diver.report.published import COLUMNS, PublishedError
+from diver.report.reproduced import compare_published
+from diver.study import SetCell
+
+LABELS = Labels({"dm": "DM"}, {}, {"convnet": "ConvNet-3"}, {"cifar10": "CIFAR-10"})
+
+
+def published(*means: float, method: str = "dm") -> pd.DataFrame:
+    rows = [(method, "", "CIFAR-10", ipc, "ConvNet-3", "top-1", mean, None, "a source")
+            for ipc, mean in zip((1, 10), means, strict=False)]  # fmt: skip
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def test_a_row_says_ours_theirs_the_difference_and_what_departs() -> None:
+    table = make_table()
+    mine = table[(table.stage1 == "dm") & (table.stage2 == "none") & (table.architecture == "convnet")]
+    one, ten = (mine[mine.ipc == ipc]["accuracy_last"].mean() for ipc in (1, 10))
+    departures = {SetCell("cifar10", 1, "dm"): "", SetCell("cifar10", 10, "dm"): "iterations 4 (20000)"}
+    made = compare_published(table, published(one + 1.9, ten), {"dm": "dm"}, departures, LABELS)
+    assert made.data["difference"].tolist() == pytest.approx([-1.9, 0])
+    assert made.data["n"].tolist() == [3, 3]
+    # Equal by chance under other settings is no reproduction.
+    assert made.data["reproduced"].tolist() == [True, False]
+    assert made.display["reproduced"].tolist() == ["yes", "settings differ"]
+    far = compare_published(table, published(one + 2.1), {"dm": "dm"}, departures, LABELS)
+    assert far.display["reproduced"].tolist() == ["no"] and far.display["difference"].tolist() == ["−2.1"]
+    assert any("a source" in line for line in made.legend)
+
+
+def test_nothing_to_compare_is_refused() -> None:
+    departures = {SetCell("cifar10", 1, "dm"): ""}
+    with pytest.raises(PublishedError, match="no published accuracy"):
+        compare_published(make_table(), published(1.0, method="dc"), {"dm": "dm"}, departures, LABELS)
+
+
+def test_departures_are_counted_against_the_published_settings() -> None:
+    study = load_study("config/test-stage1.yaml")
+    found = study.departures(study.distill["mtt"], "cifar10-slice", 1)
+    assert found[:3] == ["width 8 (128)", "iterations 2 (5000)", "syn_steps 2 (50)"]
+    assert found[3:] == ["experts' width 8 (128)", "experts' count 2 (100)", "experts' epochs 3 (50)",
+                         "experts' batch 64 (256)"]  # fmt: skip
+    whole = load_study("config/stage1.yaml")
+    assert not any(whole.departures(entry, "cifar10", ipc) for entry in whole.distill.values() for ipc in (1, 10))
