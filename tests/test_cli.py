@@ -29,6 +29,7 @@ from diver.data.prepared import Prepared
 from diver.distill.loop import STATE
 from diver.exports import EXPORTS
 from diver.importers import FORMS
+from diver.networks.weights import read_trained
 from diver.prior.base import Prior
 from diver.prior.train import dit_scheduler
 from diver.sets import DistilledSet, Step
@@ -205,8 +206,12 @@ def test_teacher_then_every_protocol_on_a_set(
 ) -> None:
     teacher = str(tmp_path / "teacher.safetensors")
     data = ["--prepared", str(prepared_file)]
-    assert run(monkeypatch, "teach", *data, "--out", teacher, "--network", "alexnet", "--set", "epochs=1") == 0
+    teach = ["teach", *data, "--out", teacher, "--network", "convnet", "--set", "epochs=1", "--option"]
+    assert run(monkeypatch, *teach, "wdth=8") == 2
+    assert "convnet" in capsys.readouterr().err
+    assert run(monkeypatch, *teach, "width=8") == 0
     assert "% of the test images" in capsys.readouterr().out
+    assert read_trained(teacher).options == {"width": 8}
     for name in PRESETS:
         short = ["--protocol", name, "--set", "epochs=2", "--architecture", "convnet", "--seeds", "2", "--threads", "1"]
         assert run(monkeypatch, "evaluate", str(set_file), *data, *short, "--teacher", teacher) == 0

@@ -20,7 +20,7 @@ def published(*means: float, method: str = "dm") -> pd.DataFrame:
 
 
 def test_a_row_says_ours_theirs_the_difference_and_what_departs() -> None:
-    table = make_table()
+    table = make_table().assign(departures="")
     mine = table[(table.stage1 == "dm") & (table.stage2 == "none") & (table.architecture == "convnet")]
     one, ten = (mine[mine.ipc == ipc]["accuracy_last"].mean() for ipc in (1, 10))
     departures = {SetCell("cifar10", 1, "dm"): "", SetCell("cifar10", 10, "dm"): "iterations 4 (20000)"}
@@ -33,6 +33,8 @@ def test_a_row_says_ours_theirs_the_difference_and_what_departs() -> None:
     far = compare_published(table, published(one + 2.1), {"dm": "dm"}, departures, LABELS)
     assert far.display["reproduced"].tolist() == ["no"] and far.display["difference"].tolist() == ["−2.1"]
     assert any("a source" in line for line in made.legend)
+    short = compare_published(make_table(), published(one), {"dm": "dm"}, departures, LABELS)
+    assert short.data["departures"].tolist() == ["students' epochs=50; batch=25"] and not short.data["reproduced"].any()
 
 
 def test_nothing_to_compare_is_refused() -> None:
@@ -44,8 +46,14 @@ def test_nothing_to_compare_is_refused() -> None:
 def test_departures_are_counted_against_the_published_settings() -> None:
     study = load_study("config/test-stage1.yaml")
     found = study.departures(study.distill["mtt"], "cifar10-slice", 1)
-    assert found[:3] == ["width 8 (128)", "iterations 2 (5000)", "syn_steps 2 (50)"]
-    assert found[3:] == ["experts' width 8 (128)", "experts' count 2 (100)", "experts' epochs 3 (50)",
-                         "experts' batch 64 (256)"]  # fmt: skip
+    assert found[:2] == ["iterations 2 (5000)", "syn_steps 2 (50)"]
+    assert found[2:] == [
+        "experts' width 16 (128)",
+        "experts' count 2 (100)",
+        "experts' epochs 8 (50)",
+        "experts' learning_rate 0.05 (0.01)",
+        "experts' momentum 0.9 (0.0)",
+        "experts' batch 20 (256)",
+    ]
     whole = load_study("config/stage1.yaml")
     assert not any(whole.departures(entry, "cifar10", ipc) for entry in whole.distill.values() for ipc in (1, 10))

@@ -21,7 +21,7 @@ from diver.data.prepared import Prepared
 from diver.networks import create, memory_format
 from diver.networks.views import augmentation, draw_mix
 from diver.networks.weights import Trained
-from diver.sets import SYMMETRIC, DistilledSet, ValueRange
+from diver.sets import SYMMETRIC, DistilledSet, Step, ValueRange
 from diver.students import (
     ReplayError,
     StudentData,
@@ -497,6 +497,18 @@ def test_sets_that_do_not_fit_the_protocol(data: StudentData, prepared: Prepared
     rows = evaluate_set(soft, prepared, architecture, protocol("dc-eval", labels="soft", epochs=2), [0], progress=quiet)
     assert "labels=soft" in rows[0]["departures"]
     assert rows[0]["bytes"] == 12 * 3 * 16 * 16 * 4 + 12 * 8 + 12 * 3 * 4
+    # "own" is whichever the set has.
+    for one, labels in ((soft, "soft"), (distilled, "hard")):
+        own, named = (
+            evaluate_set(one, prepared, architecture, protocol("dc-eval", labels=kind, epochs=2), [0], progress=quiet)
+            for kind in ("own", labels)
+        )
+        assert own[0]["train_loss_last"] == named[0]["train_loss_last"] and "labels=own" in own[0]["departures"]
+    learned = replace(distilled, steps=(Step("mtt", {"syn_lr": 0.125}),))
+    for one, given, rate in ((learned, None, 0.125), (distilled, None, 0.01), (learned, 0.5, 0.5)):
+        chosen = architecture.model_copy(update={"learning_rate": given})
+        (row,) = evaluate_set(one, prepared, chosen, protocol("dc-eval", epochs=2), [0], progress=quiet)
+        assert row["learning_rate"] == rate
     with pytest.raises(StudentError, match="soft-rded|teacher"):
         evaluate_set(distilled, prepared, architecture, protocol("soft-rded"), [0])
     other = replace(distilled, images=distilled.images[:, :, :8, :8])

@@ -146,6 +146,30 @@ def test_soft_labels_by_stored_answers_and_by_a_teacher(finished: Path) -> None:
     assert not (online["train_loss_last"] == stored["train_loss_last"]).any()
 
 
+def test_every_stage1_method_and_the_table_of_published_accuracies(finished: Path) -> None:
+    from diver.sets import DistilledSet
+
+    study, table = finished / "config/test-stage1.yaml", "results/test-stage1/tables/reproduced.md"
+    result = run(finished, table, study=str(study))
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
+    shown = (finished / table).read_text()
+    assert "experts' count 2 (100)" in shown and "settings differ" in shown
+    rows = pd.read_csv(finished / "results/test-stage1/tables/reproduced.csv")
+    assert list(rows["stage1"]) == ["dc", "mtt"] and list(rows["published"]) == [28.3, 46.3]
+    assert not rows["reproduced"].any()
+    sets = finished / "results/test-stage1/distilled/cifar10-slice/ipc1"
+    mtt, edf = (DistilledSet.read(sets / f"{name}.safetensors") for name in ("mtt", "edf"))
+    assert edf.soft_labels is not None and mtt.soft_labels is None
+    students = pd.read_csv(finished / "results/test-stage1/tables/results.csv").set_index("stage1")
+    assert set(students.loc["mtt", "learning_rate"]) == {mtt.steps[0].parameters["syn_lr"]}
+    pictures = finished / "results/test-stage1/runs/cifar10-slice/ipc1/dc"
+    assert len(list(pictures.glob("*.png"))) == 3 and not list(pictures.glob("*.safetensors"))
+    # One set of experts serves both, and a changed setting of one method leaves the others' sets alone.
+    study.write_text(study.read_text().replace("{iterations: 2, crop: false", "{iterations: 3, crop: false"))
+    planned = jobs(run(finished, "distill", "--dry-run", study=str(study)))
+    assert planned["distill_set"] == 1 and "train_experts" not in planned
+
+
 def test_released_set_is_recovered_in_shards_and_swept(finished: Path) -> None:
     """The same stage-1 images as a released file: recovered by three jobs a set, with a sweep, to the report."""
     from diver.sets import DistilledSet

@@ -45,23 +45,29 @@ def faults(error: ValidationError, option: str = "") -> str:
     return "; ".join(f"{option} {'.'.join(map(str, e['loc']))}: {e['msg']}".strip(" :") for e in error.errors())
 
 
-def settings(
-    pairs: Sequence[str] | None, model: type[Any], base: dict[str, Any] | None = None, option: str = "--set"
-) -> Any:
-    """Settings from KEY=VALUE texts, values read as YAML, over those of `base`."""
-    values = dict(base or {})
+def options_of(pairs: Sequence[str] | None, option: str, keys: Sequence[str] | None = None) -> dict[str, Any]:
+    """Values of KEY=VALUE texts, read as YAML; `keys`: which are known, if not all are."""
+    values: dict[str, Any] = {}
     for pair in pairs or []:
         key, found, value = pair.partition("=")
         if not found:
-            raise UserError(f"{option} {pair}: write KEY=VALUE; keys: {', '.join(model.model_fields)}")
-        if key not in model.model_fields:
-            raise UserError(f"{option} {pair}: unknown key {key!r}; {nearest(key, list(model.model_fields))}")
+            raise UserError(f"{option} {pair}: write KEY=VALUE" + (f"; keys: {', '.join(keys)}" if keys else ""))
+        if keys is not None and key not in keys:
+            raise UserError(f"{option} {pair}: unknown key {key!r}; {nearest(key, list(keys))}")
         try:
             values[key] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise UserError(f"{option} {pair}: the value is not YAML; quote it, as in {key}='text'") from None
+    return values
+
+
+def settings(
+    pairs: Sequence[str] | None, model: type[Any], base: dict[str, Any] | None = None, option: str = "--set"
+) -> Any:
+    """Settings from KEY=VALUE texts, values read as YAML, over those of `base`."""
+    given = options_of(pairs, option, list(model.model_fields))
     try:
-        return model(**values)
+        return model(**{**(base or {}), **given})
     except ValidationError as error:
         raise UserError(faults(error, option)) from None
 

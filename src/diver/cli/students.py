@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from diver.cli.common import Json, UserError, aligned, at_home, completed, cores, known, mendable, print_json, settings
+from diver.cli.common import (
+    Json,
+    UserError,
+    aligned,
+    at_home,
+    completed,
+    cores,
+    known,
+    mendable,
+    options_of,
+    print_json,
+    settings,
+)
 from diver.cli.reading import DatasetOption, RangeOption, SetArgument, prepared_data, read_set
 
 if TYPE_CHECKING:
@@ -462,6 +474,9 @@ def teach(
     network: Annotated[
         str, typer.Option(help="A network or preset.", autocompletion=completed(_network_names))
     ] = "resnet18-dd",
+    option: Annotated[
+        list[str] | None, typer.Option(help="Option of the network, KEY=VALUE, as norm=batch; repeatable.")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Departure from protocol full-data, KEY=VALUE; repeatable.")
     ] = None,
@@ -470,7 +485,12 @@ def teach(
 ) -> None:
     """Train a teacher on the whole training set, for soft-label protocols and as an encoder. Resumes where it stopped.
 
-    Example: diver teach --prepared data/prepared/cifar10.safetensors --out teacher.safetensors --set epochs=5
+    Examples:
+
+    diver teach --prepared data/prepared/cifar10.safetensors --out teacher.safetensors --set epochs=5
+
+    diver teach --prepared data/prepared/cifar10.safetensors --out squeezed.safetensors --network resnet
+    --option norm=batch
     """
     import shutil
 
@@ -484,10 +504,12 @@ def teach(
 
     with mendable(f"--network {network}"):
         check_network(network)
+    options = options_of(option, "--option")
     chosen = settings(["name=full-data", *(set_ or [])], Protocol)
     points = out.with_name(f".{out.name}.checkpoints")
     data, progress = Prepared.read(prepared), reporter("teacher", every=5)
-    trained = train_teacher(data, network, {}, chosen, seed, progress, points, best_device())
+    with mendable():
+        trained = train_teacher(data, network, options, chosen, seed, progress, points, best_device())
     write_trained(out, trained)
     shutil.rmtree(points, ignore_errors=True)
     if json_:

@@ -22,17 +22,22 @@ class RandomConfig(DistillConfig):
     """Real training images, drawn per class without replacement."""
 
 
-class MatchedNetwork(DistillConfig):
-    """The ConvNet that a method matches, and the augmentation of real and synthetic images."""
+class Augmented(DistillConfig):
+    """What methods share that augment images."""
 
-    width: int = Field(128, ge=1, description="Width of the ConvNets.")
-    depth: int = Field(3, ge=1, description="Depth of the ConvNets: 3 at 32 pixels, 4 at 64, 5 at 128.")
     augmentation: str = Field(
         "color_crop_cutout_flip_scale_rotate", description="DSA families, joined by '_'; 'none' switches it off."
     )
 
 
-class LearnedImages(MatchedNetwork):
+class Networks(Augmented):
+    """What methods share that make ConvNets."""
+
+    width: int = Field(128, ge=1, description="Width of the ConvNets.")
+    depth: int = Field(3, ge=1, description="Depth of the ConvNets: 3 at 32 pixels, 4 at 64, 5 at 128.")
+
+
+class LearnedImages(Augmented):
     """What methods share that learn images by stochastic gradient descent."""
 
     init: Literal["noise", "real"] = Field("real", description="Start from unit-normal noise or from real images.")
@@ -41,7 +46,7 @@ class LearnedImages(MatchedNetwork):
     momentum: float = Field(0.5, ge=0, lt=1, description="Momentum of the images' updates.")
 
 
-class DMConfig(LearnedImages):
+class DMConfig(LearnedImages, Networks):
     """Distribution matching; each iteration draws a fresh random network. The start is that of PReDD's sets."""
 
     init: Literal["noise", "real"] = Field("noise", description="Start from unit-normal noise or from real images.")
@@ -55,7 +60,7 @@ class DMConfig(LearnedImages):
 DC_LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 
 
-class DCConfig(LearnedImages):
+class DCConfig(LearnedImages, Networks):
     """Gradient matching (dataset condensation); each iteration goes through the training of a fresh network."""
 
     init: Literal["noise", "real"] = Field("noise", description="Start from unit-normal noise or from real images.")
@@ -88,7 +93,7 @@ class DSAConfig(DCConfig):
     )
 
 
-class ExpertsConfig(MatchedNetwork):
+class ExpertsConfig(Networks):
     """Networks trained on all images, whose weights after each epoch are what trajectory matching matches."""
 
     count: int = Field(100, ge=1, description="Experts.")
@@ -105,7 +110,7 @@ class ExpertsConfig(MatchedNetwork):
 
 
 class MTTConfig(LearnedImages):
-    """Trajectory matching."""
+    """Trajectory matching. The networks are those of the experts."""
 
     experts: str = Field("", description="Experts of the study, by name, or a folder that `diver experts` made.")
     iterations: int = Field(5000, ge=1, description="Updates of the images.")
@@ -142,7 +147,7 @@ class EDFConfig(MTTConfig):
     beta: float = Field(
         1.0,
         ge=0,
-        description="Discriminative Area Enhancement: added to the activation; 0 and no maps with attention: none.",
+        description="Discriminative Area Enhancement: gradients are multiplied by activation + beta where it counts.",
     )
     act_threshold: float = Field(0.0, ge=0, le=1, description="Activation that counts as discriminative; 0: the mean.")
     attention: str = Field(

@@ -34,6 +34,7 @@ class Protocol(Model):
     weight_decay: float = Field(5e-4, ge=0, description="Weight decay: L2 with SGD, decoupled with AdamW.")
     decay_vectors: bool = Field(True, description="Decay biases and normalisation parameters too.")
     learning_rate: dict[str, float] = Field(description="Peak rate by kind of network; 'other' is for the rest.")
+    learned_rate: bool = Field(False, description="Take the rate that a set's method learned, if it did (MTT, EDF).")
     schedule: Literal["glad", "cosine", "half-cosine", "idc-steps", "dc-steps", "one-cycle"] = Field(
         description="Factor on the rate by epoch (diver.students.protocol.SCHEDULES)."
     )
@@ -41,10 +42,11 @@ class Protocol(Model):
     mix: Literal["none", "cutmix", "mixup"] = Field("none", description="Mixing of the images of a batch.")
     mix_alpha: float = Field(1.0, gt=0, description="Both parameters of the mixing weight's beta distribution.")
     mix_probability: float = Field(1.0, ge=0, le=1, description="Probability that a batch is mixed.")
-    labels: Literal["hard", "soft", "teacher", "replay"] = Field(
+    labels: Literal["hard", "soft", "own", "teacher", "replay"] = Field(
         "hard",
-        description="hard: the class. soft: softmax of the set's own logits. teacher: a teacher's answer to the "
-        "augmented batch. replay: the same, stored once with its crops, flips and mixes and shared by all students.",
+        description="hard: the class. soft: softmax of the set's own logits. own: soft where a set has them, or hard. "
+        "teacher: a teacher's answer to the augmented batch. replay: the same, stored once with its crops, flips and "
+        "mixes and shared by all students.",
     )
     temperature: float = Field(1.0, gt=0, description="Divides the logits of teacher and student.")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="Decay of averaged weights, which are then tested; 0: none.")
@@ -247,6 +249,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "schedule": "dc-steps",
         "augmentation": _DSA,
         "evaluations": 1,
+        "learned_rate": True,
         "extra_epoch": True,
         "momentum_reset": True,
     },

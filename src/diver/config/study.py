@@ -1,12 +1,12 @@
 """A whole study: one YAML file."""
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from diver.config import distill, recover
+from diver.config import distill, distill_presets, recover
 from diver.config.base import ConfigError, Model, nearest
 from diver.config.prior import PriorChoice
 from diver.config.protocols import by_ipc
@@ -31,6 +31,9 @@ class DistillEntry(Model):
 
     method: str = Field(description="Name in the registry of stage-1 methods.")
     label: str = Field(description="Name in tables and figures.")
+    preset: Literal["published"] | None = Field(
+        None, description="published: start from the method's published settings for the dataset and IPC."
+    )
     settings: dict[str, Any] = Field({}, description="The method's settings; what is left out takes its default.")
     by_ipc: dict[int, dict[str, Any]] = Field({}, description="Settings that differ at an IPC.")
 
@@ -40,9 +43,27 @@ class DistillEntry(Model):
             _checked({**self.settings, **extra}, self.method, distill.SETTINGS)
         return self
 
-    def at(self, ipc: int) -> dict[str, Any]:
-        """All settings at an IPC, defaults filled in."""
-        return _checked({**self.settings, **self.by_ipc.get(ipc, {})}, self.method, distill.SETTINGS)
+    def at(self, dataset: str, ipc: int) -> dict[str, Any]:
+        """All settings for a dataset and IPC, the published ones and defaults filled in."""
+        base = distill_presets.published(self.method, dataset, ipc) if self.preset else {}
+        return _checked({**base, **self.settings, **self.by_ipc.get(ipc, {})}, self.method, distill.SETTINGS)
+
+
+class ExpertsEntry(Model):
+    """Expert trajectories of the study, which MTT and EDF share."""
+
+    preset: str = Field("plain", description="Published experts to start from: plain and zca (MTT), edf.")
+    settings: dict[str, Any] = Field({}, description="Settings that depart from them.")
+
+    @model_validator(mode="after")
+    def _settings(self) -> Self:
+        self.at("")
+        return self
+
+    def at(self, dataset: str) -> dict[str, Any]:
+        """All settings for a dataset, the published ones and defaults filled in."""
+        base = distill_presets.published_experts(self.preset, dataset)
+        return _checked({**base, **self.settings}, "experts", {"experts": distill.ExpertsConfig})
 
 
 class RecoverEntry(Model):
@@ -123,6 +144,9 @@ class Report(Model):
     ladder_of: str | None = Field(None, description="Stage-1 entry that the ladder is shown for.")
     gallery: list[str] = Field([], description="Stage-2 entries shown in the gallery, in order.")
     phases_of: str | None = Field(None, description="Stage-2 entry (method diver) whose trajectory is pictured.")
+    published: str | None = Field(
+        None, description="CSV of published accuracies (data/published/) that stage-1 sets are set beside."
+    )
     reference_per_class: int = Field(
         1000,
         ge=6,
@@ -141,6 +165,9 @@ class Study(Model):
     recover: dict[str, RecoverEntry] = Field({}, description="Stage-2 treatments by short name.")
     shards: int = Field(
         1, ge=1, description="Jobs that a recovery is divided into, by ranges of classes: one per GPU for a large set."
+    )
+    experts: dict[str, ExpertsEntry] = Field(
+        {}, description="Expert trajectories by short name; the published ones (plain, zca, edf) need no entry."
     )
     teacher: Teacher | None = Field(None, description="For soft-label protocols and as the encoder of coresets.")
     students: Students = Field(description="The evaluation.")
@@ -187,7 +214,8 @@ class Study(Model):
                     by_ipc(getattr(self.students.protocol, key), ipc, f"students.protocol.{key}")
                 except ValueError as fault:
                     faults.append(str(fault))
-        encoded = [name for name, entry in self.distill.items() if entry.settings.get("encoder") == "teacher"]
+        faults += self._stage1_faults()
+        encoded = [] if faults else [name for name in self.distill if self.uses_teacher(name)]
         wants = [*encoded, self.students.protocol.name] if self.students.protocol.needs_teacher() else encoded
         if wants and self.teacher is None:
             faults.append(
@@ -195,20 +223,66 @@ class Study(Model):
                 "by the workflow, or with `source:` for a file of weights or timm:NAME"
             )
         if encoded and self.teacher is not None and self.teacher.source.startswith("timm:"):
-            faults.append(f"distill.{encoded[0]}.settings.encoder: a teacher of timm has no file; give a file's path")
+            faults.append(f"distill.{encoded[0]}: a teacher of timm has no file; give the path of a network's file")
         if all(one.role == "proxy" for one in self.students.architectures.values()):
             faults.append(
                 "students.architectures: all are proxies, and the tables' means are over unseen ones; give one without "
                 "role: proxy"
             )
-        for name, one in self.distill.items():
-            for ipc in self.ipc if one.method == "released" else []:
-                if not one.at(ipc)["path"]:
-                    key = f"distill.{name}.by_ipc.{ipc}.path"
-                    faults.append(f"{key}: a released set needs its file; give a path for each IPC")
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _stage1_faults(self) -> list[str]:
+        """What is wrong with a stage-1 entry at some dataset and IPC."""
+        faults = []
+        for name, entry in self.distill.items():
+            for dataset in self.datasets:
+                for ipc in self.ipc:
+                    try:
+                        settings = entry.at(dataset, ipc)
+                    except ValueError as fault:
+                        faults.append(f"distill.{name}: {fault}")
+                        continue
+                    if entry.method == "released" and not settings["path"]:
+                        key = f"distill.{name}.by_ipc.{ipc}.path"
+                        faults.append(f"{key}: a released set needs its file; give a path for each IPC")
+                    wanted = settings.get("experts")
+                    if wanted is not None and "/" not in wanted and wanted not in self.all_experts():
+                        faults.append(
+                            f"distill.{name}.settings.experts: unknown {wanted!r}; "
+                            f"{nearest(wanted, list(self.all_experts()))}, or a folder of experts with a / in its path"
+                        )
+        return list(dict.fromkeys(faults))
+
+    def departures(self, entry: DistillEntry, dataset: str, ipc: int) -> list[str]:
+        """Settings of a stage-1 entry and its experts that differ from the published ones: "key value (published)"."""
+        if entry.method not in distill_presets.PUBLISHED:
+            return []
+        mine, theirs = entry.at(dataset, ipc), DistillEntry(method=entry.method, label="", preset="published")
+        try:
+            pairs = [("", mine, theirs.at(dataset, ipc))]
+        except ValueError:
+            return ["no published settings for the dataset and IPC"]
+        name = mine.get("experts", "")
+        if name in self.all_experts():
+            wanted = ExpertsEntry(preset=pairs[0][2]["experts"])
+            pairs.append(("experts' ", self.all_experts()[name].at(dataset), wanted.at(dataset)))
+        return [
+            f"{owner}{key} {ours[key]} ({published[key]})"
+            for owner, ours, published in pairs
+            for key in published
+            if ours[key] != published[key] and key not in ("seed", "experts")
+        ]
+
+    def uses_teacher(self, name: str) -> bool:
+        """Whether a stage-1 entry asks for the study's teacher."""
+        found = (self.distill[name].at(dataset, ipc) for dataset in self.datasets for ipc in self.ipc)
+        return any(settings.get(key) == distill.TEACHER for settings in found for key in distill.NETWORKS)
+
+    def all_experts(self) -> dict[str, ExpertsEntry]:
+        """Experts that stage-1 entries may name: the published ones and the study's."""
+        return {**{name: ExpertsEntry(preset=name) for name in distill_presets.EXPERTS}, **self.experts}
 
 
 def _model_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:

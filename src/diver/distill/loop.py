@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diver.pictures import save_grid
 from torch import Tensor
 
+from diver.pictures import save_grid
 from diver.progress import Progress
 from diver.sets import ValueRange
 from diver.tensorfile import TensorFileError, canonical_json, read_tensors, write_tensors

@@ -12,7 +12,7 @@ around. TV sums the norms of the four differences of neighbours, each over the w
 
 Batches are those of the released code: the first image of every class, then the second, and so on, cut into equal
 parts of at most `batch`. There a batch also ends with the last class; here it goes on with the next image of the
-first, which only matters when there are fewer classes than `batch`.
+first, which only matters where `batch` is no multiple of the classes.
 """
 
 import math

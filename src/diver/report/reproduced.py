@@ -28,8 +28,9 @@ def compare_published(
     """A row per published accuracy of a method, dataset and IPC of the study; accuracies in percent.
 
     `methods`: the method of each stage-1 entry. `departures`: how the settings of a set differ from the published
-    ones, as text; a row with departures is not called a reproduction, whatever its number. Datasets and architectures
-    are matched by their labels. Raises PublishedError if nothing matches.
+    ones, as text. A row with departures, of the set or of the students' protocol, is not called a reproduction,
+    whatever its number. Datasets and architectures are matched by their labels. Raises PublishedError if nothing
+    matches.
     """
     rows: list[dict[str, Any]] = []
     display: list[dict[str, str]] = []
@@ -50,7 +51,9 @@ def compare_published(
                 & (table.architecture == architecture)
             ]
             found = t_interval(mine[LAST].tolist())
-            difference, departed = found.mean - one["mean"], departures[cell]
+            of_students = sorted({text for text in mine["departures"] if isinstance(text, str) and text})
+            departed = "; ".join(filter(None, [departures[cell], *(f"students' {text}" for text in of_students)]))
+            difference = found.mean - one["mean"]
             close = abs(difference) <= CLOSE and not departed
             values = [dataset, cell.ipc, stage1, architecture, one["mean"], one["source"]]
             values += [found.mean, found.half_width, found.n, difference, close, departed]

@@ -57,8 +57,8 @@ def check_labels(distilled: DistilledSet, protocol: Protocol) -> None:
         raise StudentError(f"the set has hard labels, {protocol.name} is set to labels: soft; set labels: hard")
     if protocol.labels == "hard" and distilled.soft_labels is not None:
         raise StudentError(
-            f"the set has soft labels, {protocol.name} takes hard ones; set protocol.labels to soft (a departure, "
-            "named in the output)"
+            f"the set has soft labels, {protocol.name} takes hard ones; set protocol.labels to soft, or to own where "
+            "sets differ (a departure, named in the output)"
         )
 
 
@@ -159,6 +159,9 @@ def evaluate_set(
     Raises StudentError if the set is not one of this dataset or not one for the protocol, ReplayError if the stored
     answers are others'.
     """
+    given = protocol
+    if protocol.labels == "own":
+        protocol = protocol.model_copy(update={"labels": "hard" if distilled.soft_labels is None else "soft"})
     rate = architecture.learning_rate
     if rate is None and protocol.learned_rate:
         rate = learned_rate(distilled)
@@ -174,7 +177,7 @@ def evaluate_set(
     kept += list(replay.tensors.values()) if replay is not None and used.labels == "replay" else []
     return _rows(
         results,
-        protocol,
+        given,
         used,
         architecture.learning_rate,
         images=len(inputs.images),

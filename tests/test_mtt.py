@@ -1,0 +1,510 @@
+"""MTT: the flat network, gradients through training and updates against their equations; resuming; white images."""
+
+import gc
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from diver.config.distill import ExpertsConfig, MTTConfig
+from diver.data.prepared import Prepared
+from diver.distill import loop, trajectory
+from diver.distill.experts import Experts, ExpertsError, train_experts
+from diver.distill.flat import FlatNetwork
+from diver.distill.mtt import distill_mtt, matching_loss
+from diver.distill.trajectory import Training, Trajectory, augmented, draw_steps, parts, trajectory_gradient
+from diver.networks import create
+from diver.networks.augment import DSA
+from diver.sets import DistilledSet
+
+MODES = ("adjoint", "unrolled", "truncated")
+TINY: dict[str, Any] = {
+    "iterations": 4,
+    "syn_steps": 3,
+    "expert_epochs": 2,
+    "max_start": 3,
+    "learning_rate": 20.0,
+    "syn_rate": 0.1,
+    "rate_rate": 1e-3,
+}
+
+
+def quiet(done: int, total: int, note: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def data() -> Prepared:
+    """Three classes of 8 x 8 noise, each tinted by its own colour, in shuffled order."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(3).repeat(20)[torch.randperm(60, generator=generator)]
+    images = torch.randint(0, 120, (60, 3, 8, 8), generator=generator)
+    images[torch.arange(60), labels] += 100
+    images = images.to(torch.uint8)
+    return Prepared(
+        images, labels, images[:6], labels[:6], "tinted", ("a", "b", "c"), (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)
+    )
+
+
+def expert_folder(data: Prepared, folder: Path, **settings: Any) -> Path:
+    tiny = {"count": 3, "epochs": 4, "batch": 16, "learning_rate": 0.1, "width": 6, "depth": 2}
+    return train_experts(data, ExpertsConfig(**tiny | settings), folder, progress=quiet).parent
+
+
+@pytest.fixture(scope="module")
+def folder(data: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return expert_folder(data, tmp_path_factory.mktemp("experts"))
+
+
+@pytest.fixture(scope="module")
+def white_folder(data: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return expert_folder(data, tmp_path_factory.mktemp("white"), zca=True)
+
+
+def made(data: Prepared, experts: Path, run: Path | None = None, ipc: int = 2, **settings: Any) -> DistilledSet:
+    return distill_mtt(data, ipc, MTTConfig(**TINY | {"experts": str(experts)} | settings), "abc", quiet, run)
+
+
+def double(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    return ((found - wanted).norm() / wanted.norm()).item()
+
+
+# --- the network
+
+
+@pytest.fixture(params=[(3, 8, 2), (3, 14, 3), (1, 7, 2), (6, 8, 1)], ids=str)
+def network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FlatNetwork:
+    """Colour, odd sizes, grey, more channels than an image has; with slices of two images or fewer."""
+    channels, size, depth = request.param
+    monkeypatch.setattr("diver.distill.flat.CACHED", 2 * size * size * 5)
+    return FlatNetwork(4, channels, size, width=5, depth=depth)
+
+
+def point(network: FlatNetwork) -> Tensor:
+    """Parameters whose scales and shifts are not the ones and zeros that they start as."""
+    return network.initial(3).double() + 0.1 * double(network.size, seed=4)
+
+
+def images_for(network: FlatNetwork, count: int = 5) -> Tensor:
+    options = network.options
+    return double(count, options["channels"], options["size"], options["size"], seed=5)
+
+
+def test_the_flat_network_is_the_convnet(network: FlatNetwork) -> None:
+    flat, images = point(network).requires_grad_(), images_for(network).requires_grad_()
+    module = network.module(flat)
+    assert [p.numel() for p in module.parameters()] == [p.numel() for p in network.parts(flat)]
+    expected, weights = module(images), double(5, 4, seed=6)
+    logits = network(flat, images)
+    assert torch.allclose(logits, expected, atol=1e-12)
+    assert torch.allclose(network.plain(flat, images), expected, atol=1e-12)
+    of_flat, of_images = torch.autograd.grad((logits * weights).sum(), [flat, images])
+    wanted = torch.autograd.grad((expected * weights).sum(), [*module.parameters(), images])
+    assert torch.allclose(of_flat, torch.cat([g.flatten() for g in wanted[:-1]]), atol=1e-12)
+    assert torch.allclose(of_images, wanted[-1], atol=1e-12)
+
+
+def test_fresh_parameters_are_a_fresh_networks(network: FlatNetwork) -> None:
+    torch.manual_seed(7)
+    fresh = create("convnet", **network.options)
+    before = torch.get_rng_state()
+    assert torch.equal(network.initial(7), torch.cat([p.detach().flatten() for p in fresh.parameters()]))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert network.size == sum(p.numel() for p in fresh.parameters())
+
+
+def test_directional_derivatives_and_their_gradients(network: FlatNetwork) -> None:
+    flat, images = point(network).requires_grad_(), images_for(network).requires_grad_()
+    direction, weights = double(network.size, seed=8), double(2, 5, 4, seed=9)
+    logits, change = network.directional(flat, direction, images)
+    # J v is the derivative of <J^T s, v> with respect to s, and its gradients those of what differentiates twice.
+    plain, seed = network.plain(flat, images), torch.zeros(5, 4, dtype=torch.float64, requires_grad=True)
+    (pulled,) = torch.autograd.grad((plain * seed).sum(), flat, create_graph=True)
+    (again,) = torch.autograd.grad(pulled @ direction, seed, create_graph=True)
+    assert torch.allclose(logits, plain, atol=1e-12)
+    assert torch.allclose(change, again, atol=1e-11)
+    found = torch.autograd.grad((logits * weights[0] + change * weights[1]).sum(), [flat, images])
+    total = (plain * weights[0]).sum() + (again * weights[1]).sum()
+    for ours, theirs in zip(found, torch.autograd.grad(total, [flat, images]), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-10)
+
+
+def test_it_can_be_differentiated_again(network: FlatNetwork) -> None:
+    flat, images = point(network).requires_grad_(), images_for(network, 2).requires_grad_()
+    direction, found = double(network.size, seed=8), []
+    for logits in (network(flat, images), network.plain(flat, images)):
+        loss = F.cross_entropy(logits, torch.tensor([1, 3]))
+        (gradient,) = torch.autograd.grad(loss, flat, create_graph=True)
+        found.append(torch.autograd.grad(gradient @ direction, [flat, images]))
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-11)
+
+
+# --- the gradient through training
+
+
+def curved(theta: Tensor, leaf: Tensor, step: int) -> Tensor:
+    return ((theta * leaf).sin().sum() + (step + 1) * (theta * theta.roll(1)).tanh() @ leaf.cos()) / 3
+
+
+@pytest.fixture
+def problem() -> Callable[..., Trajectory]:
+    """Seven parameters and two leaves; with the leaves and the step size to be given."""
+    start, target = double(7, seed=1), double(7, seed=2)
+
+    def solve(leaves: list[Tensor], rate: Tensor, mode: Any) -> Trajectory:
+        def step_loss(theta: Tensor, step: int) -> list[Tensor]:
+            return [curved(theta, leaves[0], step), (theta * leaves[1]).square().sum() / 2]
+
+        return trajectory_gradient(start, step_loss, 4, rate, leaves, lambda end: (end - target).square().sum(), mode)
+
+    return solve
+
+
+def leaves_and_rate() -> tuple[list[Tensor], Tensor]:
+    return [double(7, seed=3).requires_grad_(), double(7, seed=4).requires_grad_()], torch.tensor(0.2).double()
+
+
+@pytest.mark.parametrize("mode", ["adjoint", "unrolled"])
+def test_gradients_are_finite_differences(problem: Callable[..., Trajectory], mode: str) -> None:
+    leaves, rate = leaves_and_rate()
+    found, small = problem(leaves, rate, mode), 1e-6
+
+    def difference(vary: Callable[[float], tuple[list[Tensor], Tensor]]) -> float:
+        up, down = (problem(*vary(sign * small), mode).loss for sign in (1, -1))
+        return float(up - down) / (2 * small)
+
+    assert found.rate.item() == pytest.approx(difference(lambda h: (leaves, rate + h)), rel=1e-6)
+    for number, gradient in enumerate(found.leaves):
+        for place in range(7):
+
+            def vary(h: float, number: int = number, place: int = place) -> tuple[list[Tensor], Tensor]:
+                moved = [leaf.detach().clone() for leaf in leaves]
+                moved[number][place] += h
+                return [leaf.requires_grad_() for leaf in moved], rate
+
+            assert gradient[place].item() == pytest.approx(difference(vary), rel=1e-5, abs=1e-8)
+
+
+def test_adjoint_equals_unrolled_and_truncated_does_not(problem: Callable[..., Trajectory]) -> None:
+    adjoint, unrolled, truncated = (problem(*leaves_and_rate(), mode) for mode in MODES)
+    for found, wanted in zip((adjoint.rate, *adjoint.leaves), (unrolled.rate, *unrolled.leaves), strict=True):
+        assert relative(found, wanted) < 1e-10
+    for found, wanted in zip((truncated.rate, *truncated.leaves), (unrolled.rate, *unrolled.leaves), strict=True):
+        assert relative(found, wanted) > 1e-2
+    assert adjoint.loss == truncated.loss
+    assert torch.allclose(adjoint.loss, unrolled.loss, rtol=1e-12)
+    assert torch.equal(adjoint.end, truncated.end)
+    assert torch.allclose(adjoint.end, unrolled.end, rtol=1e-14)
+    assert not any(t.requires_grad for t in (adjoint.loss, adjoint.end, adjoint.rate, *adjoint.leaves))
+
+
+def test_truncated_is_teslas_formula(problem: Callable[..., Trajectory]) -> None:
+    """2 (theta_N - target) times - rate times the sum of how each gradient changes with the leaf, theta_i fixed."""
+    (first, second), rate = leaves_and_rate()
+    theta, target, points = double(7, seed=1), double(7, seed=2), []
+    for step in range(4):
+        theta = theta.detach().requires_grad_()
+        loss = curved(theta, first, step) + (theta * second).square().sum() / 2
+        (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+        points.append(gradient)
+        theta = theta - rate * gradient
+    error = 2 * (theta.detach() - target)
+    wanted = torch.autograd.grad(-rate * (torch.stack(points).sum(0) @ error), [first, second])
+    found = problem([first, second], rate, "truncated")
+    for ours, theirs in zip(found.leaves, wanted, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-10)
+    assert torch.allclose(found.rate, -torch.stack(points).sum(0).detach() @ error, rtol=1e-10)
+
+
+def student(
+    images: Tensor, labels: Tensor, cached: int, monkeypatch: pytest.MonkeyPatch, steps: int = 3
+) -> tuple[FlatNetwork, Training]:
+    """A network, and its training on augmented images and soft labels; parts hold as many images as `cached` allows."""
+    monkeypatch.setattr(trajectory, "CACHED", cached)
+    network, augment = FlatNetwork(3, 3, 8, width=4, depth=2), DSA("color_crop_cutout_flip_scale_rotate")
+    drawn = draw_steps(len(images), steps, 5, augment, torch.Generator().manual_seed(2))
+    return network, augmented(network, augment, images, lambda mine: labels[mine].softmax(1), drawn)
+
+
+@pytest.mark.parametrize("cached", [1, 2 * 4 * 64, 1 << 20])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("sloped", [True, False])
+def test_a_students_gradients_against_a_plain_loop(
+    cached: int, mode: Any, sloped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, labels = double(7, 3, 8, 8, seed=1).requires_grad_(), double(7, 3, seed=2).requires_grad_()
+    network, training = student(images, labels, cached, monkeypatch)
+    start, rate = point(network), torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    target = start + 0.1 * double(network.size, seed=6)
+    found = trajectory_gradient(
+        start, training.losses, 3, rate, [images, labels], lambda end: matching_loss(end, start, target), mode,
+        training.slopes if sloped else None,
+    )  # fmt: skip
+    augment = DSA("color_crop_cutout_flip_scale_rotate")
+    module, theta = network.module(start), start.clone().requires_grad_()
+    names, after = [name for name, _ in module.named_parameters()], []
+    for index, drawn in draw_steps(7, 3, 5, augment, torch.Generator().manual_seed(2)):
+        # TESLA leaves out that theta depends on what is learned.
+        at = theta.detach().requires_grad_() if mode == "truncated" else theta
+        shown, weights = augment.apply(images[index], drawn), dict(zip(names, network.parts(at), strict=True))
+        loss = F.cross_entropy(torch.func.functional_call(module, weights, (shown,)), labels[index].softmax(1))
+        after.append(torch.autograd.grad(loss, at, create_graph=True)[0])
+        theta = theta - rate * after[-1]
+    loss = (theta - target).square().sum() / (start - target).square().sum()
+    wanted = torch.autograd.grad(loss, [rate, images, labels])
+    assert found.loss.item() == pytest.approx(loss.item(), rel=1e-12)
+    for ours, theirs in zip((found.rate, *found.leaves), wanted, strict=True):
+        assert relative(ours, theirs) < 1e-10
+
+
+class _Held:
+    """A tensor that a graph keeps."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def most_held(mode: Any, steps: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The most bytes that graphs keep at a time."""
+    images, labels = double(7, 3, 8, 8, seed=1).requires_grad_(), double(7, 3, seed=2).requires_grad_()
+    network, training = student(images, labels, 1 << 20, monkeypatch, steps)
+    now, most = 0, 0
+
+    def let_go(size: int) -> None:
+        nonlocal now
+        now -= size
+
+    def keep(tensor: Tensor) -> _Held:
+        nonlocal now, most
+        held, size = _Held(tensor), tensor.numel() * tensor.element_size()
+        weakref.finalize(held, let_go, size)
+        now += size
+        most = max(most, now)
+        return held
+
+    start, rate = point(network), torch.tensor(0.3, dtype=torch.float64)
+    gc.collect()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda held: held.tensor):
+        trajectory_gradient(
+            start, training.losses, steps, rate, [images, labels], lambda end: end.square().sum(), mode, training.slopes
+        )
+    return most
+
+
+def test_memory_does_not_grow_with_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Steps two and three are the first of five images and of two after each other; more repeat them.
+    for mode in ("adjoint", "truncated"):
+        few, many = (most_held(mode, steps, monkeypatch) for steps in (4, 16))
+        assert 0 < many < 1.2 * few
+    assert most_held("unrolled", 16, monkeypatch) > 3 * most_held("unrolled", 4, monkeypatch)
+
+
+def test_passes_show_every_image_once() -> None:
+    augment = DSA("crop")
+    found = draw_steps(7, 8, 3, augment, torch.Generator().manual_seed(1))
+    index = [part for part, _ in found]
+    assert [len(part) for part in index] == [1, 3, 3, 1, 3, 3, 1, 3]
+    assert sorted(torch.cat(index[:3]).tolist()) == sorted(torch.cat(index[3:6]).tolist()) == list(range(7))
+    assert index[0].tolist() + index[1].tolist() != index[3].tolist() + index[4].tolist()
+    assert all(len(drawn.values) == len(part) for part, drawn in found)
+    assert [len(part) for part, _ in draw_steps(7, 2, None, augment, torch.Generator())] == [7, 7]
+    together = parts(torch.arange(10), FlatNetwork(3, 3, 8, width=4, depth=2))
+    assert torch.equal(torch.cat(together), torch.arange(10))
+
+
+def test_an_unknown_mode_is_refused(problem: Callable[..., Trajectory]) -> None:
+    with pytest.raises(ValueError, match="gradient 'exact' is not known; choose adjoint, unrolled, truncated"):
+        problem(*leaves_and_rate(), "exact")
+
+
+# --- the method
+
+
+def test_the_loss_is_one_before_training_and_zero_at_the_target() -> None:
+    start, target = double(9, seed=1), double(9, seed=2)
+    assert matching_loss(start, start, target) == 1
+    assert matching_loss(target, start, target) == 0
+    end = double(9, seed=3)
+    expected = sum((e - t) ** 2 for e, t in zip(end.tolist(), target.tolist(), strict=True)) / sum(
+        (s - t) ** 2 for s, t in zip(start.tolist(), target.tolist(), strict=True)
+    )
+    assert matching_loss(end, start, target).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("batch", [None, 4])
+def test_updates_against_a_plain_loop(
+    data: Prepared, folder: Path, batch: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three iterations in float64 with torch's optimisers, from what the method drew."""
+    drawn: list[Any] = []
+
+    def recorded(*arguments: Any) -> Any:
+        drawn.append(draw_steps(*arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr("diver.distill.mtt.draw_steps", recorded)
+    chosen: list[tuple[int, int]] = []
+    read = Experts.weights
+
+    def weights(experts: Experts, expert: int, epoch: int) -> Tensor:
+        chosen.append((expert, epoch))
+        return read(experts, expert, epoch)
+
+    monkeypatch.setattr(Experts, "weights", weights)
+    settings = {"iterations": 3, "batch_syn": batch, "momentum": 0.6}
+    found = made(data, folder, **settings)
+    monkeypatch.undo()
+    experts, augment = Experts.open(folder), DSA(MTTConfig().augmentation)
+    first = made(data, folder, **settings | {"iterations": 1, "learning_rate": 1e-12}).images
+    images, rate = (torch.nn.Parameter(t) for t in (first.double(), torch.tensor(0.1, dtype=torch.float64)))
+    optimizer = torch.optim.SGD([{"params": [images], "lr": 20.0}, {"params": [rate], "lr": 1e-3}], 20.0, 0.6)
+    labels = torch.arange(3).repeat_interleave(2)
+    for steps, (expert, epoch), (same, later) in zip(drawn, chosen[::2], chosen[1::2], strict=True):
+        assert (same, later) == (expert, epoch + 2)
+        assert 0 <= epoch < 3
+        start, target = (experts.weights(expert, e).double() for e in (epoch, later))
+        theta = start.requires_grad_()
+        for index, augmentation in steps:
+            shown = augment.apply(images[index], augmentation)
+            loss = F.cross_entropy(experts.network.plain(theta, shown), labels[index])
+            theta = theta - rate * torch.autograd.grad(loss, theta, create_graph=True)[0]
+        optimizer.zero_grad()
+        ((theta - target).square().sum() / (start - target).square().sum()).backward()
+        optimizer.step()
+    assert len(drawn) == 3
+    moved = images.detach() - first
+    assert relative(found.images - first, moved) < 1e-4
+    step = found.steps[0].parameters
+    assert step["syn_lr"] - 0.1 == pytest.approx(rate.item() - 0.1, rel=1e-3)
+    assert step["syn_lr"] != pytest.approx(0.1, rel=1e-6)
+
+
+def test_the_set_keeps_its_promises_and_repeats(data: Prepared, folder: Path) -> None:
+    first, again, other = (made(data, folder, seed=seed) for seed in (1, 1, 2))
+    assert first.digest() == again.digest()
+    assert not torch.equal(first.images, other.images)
+    assert first.images.shape == (6, 3, 8, 8)
+    assert first.labels is not None
+    assert first.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    (step,) = first.steps
+    assert (step.method, step.seed, step.code) == ("mtt", 1, "abc")
+    assert (step.parameters["width"], step.parameters["depth"], step.parameters["zca"]) == (6, 2, None)
+    assert step.parameters["experts"] == Experts.open(folder).record()
+    assert str(folder) not in str(step.parameters)
+
+
+def test_modes(data: Prepared, folder: Path) -> None:
+    adjoint, unrolled, truncated = (made(data, folder, gradient=mode).images for mode in MODES)
+    start = made(data, folder, learning_rate=1e-12).images
+    assert relative(unrolled - start, adjoint - start) < 1e-3
+    assert relative(truncated - start, adjoint - start) > 1e-2
+
+
+def test_students_come_closer_to_the_experts(data: Prepared, folder: Path) -> None:
+    losses: list[float] = []
+    config = MTTConfig(**TINY | {"experts": str(folder), "iterations": 60, "augmentation": "none", "max_start": 1})
+    distill_mtt(data, 2, config, progress=lambda done, total, note: losses.append(float(note.split()[1])))
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+
+
+def test_a_fixed_step_size_stays(data: Prepared, folder: Path) -> None:
+    found = made(data, folder, rate_rate=0.0)
+    assert found.steps[0].parameters["syn_lr"] == pytest.approx(0.1, rel=1e-7)
+
+
+def test_real_and_noise_starts(data: Prepared, folder: Path) -> None:
+    real = made(data, folder, learning_rate=1e-12)
+    distance = (real.images[:, None] - data.standardised(data.train_images)).abs().flatten(2).amax(2)
+    assert distance.amin(1).max() < 1e-6
+    assert torch.equal(data.train_labels[distance.argmin(1)], real.labels)
+    noise = made(data, folder, learning_rate=1e-12, init="noise")
+    assert 0.8 < noise.images.std() < 1.2
+
+
+@pytest.mark.parametrize("white", [False, True])
+def test_what_was_stopped_goes_on_to_the_same_bytes(
+    data: Prepared, folder: Path, white_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, white: bool
+) -> None:
+    experts = white_folder if white else folder
+    monkeypatch.setattr(loop, "save_grid", lambda *_: None)
+    whole = made(data, experts)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0)
+    calls = 0
+
+    def stopped(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return draw_steps(*arguments)
+
+    monkeypatch.setattr("diver.distill.mtt.draw_steps", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        made(data, experts, tmp_path)
+    assert made(data, experts, tmp_path).digest() == whole.digest()
+    assert calls == 5
+
+
+def test_white_images_are_learned_and_ordinary_ones_returned(
+    data: Prepared, white_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experts = Experts.open(white_folder)
+    assert experts.zca is not None
+    still = made(data, white_folder, learning_rate=1e-12)
+    distance = (still.images[:, None] - data.standardised(data.train_images)).abs().flatten(2).amax(2)
+    assert distance.amin(1).max() < 1e-4
+    assert torch.equal(data.train_labels[distance.argmin(1)], still.labels)
+    recorded = still.steps[0].parameters["zca"]
+    assert recorded == {"epsilon": 0.1, "sha256": experts.zca.digest()}
+    # The students' images are the white ones.
+    seen: list[Tensor] = []
+    original = trajectory.FlatNetwork.__call__
+
+    def looked(network: FlatNetwork, flat: Tensor, images: Tensor) -> Tensor:
+        seen.append(images.detach())
+        return original(network, flat, images)
+
+    monkeypatch.setattr(trajectory.FlatNetwork, "__call__", looked)
+    pictures: list[Tensor] = []
+    monkeypatch.setattr(loop, "save_grid", lambda path, images, *_: pictures.append(images))
+    found = made(data, white_folder, tmp_path, augmentation="none", iterations=1, learning_rate=50.0)
+    white = experts.zca.whiten(still.value_range.to_unit(still.images))
+    order = [(seen[0] - image).abs().flatten(1).amax(1).argmin().item() for image in white]
+    assert sorted(order) == list(range(6))
+    assert torch.allclose(seen[0][order], white, atol=1e-3)
+    assert torch.allclose(pictures[0], still.images, atol=1e-4)
+    assert torch.equal(pictures[-1], found.images)
+    # A step of the white images by minus rate times their gradient is one of the ordinary ones through the inverse.
+    moved = experts.zca.whiten(found.value_range.to_unit(found.images)) - white
+    assert moved.norm() > 1e-2
+
+
+# --- bad input
+
+
+def test_input_that_is_refused(data: Prepared, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExpertsError, match="no experts.json in it"):
+        made(data, tmp_path)
+    with pytest.raises(ExpertsError, match="mtt: experts .* trained on other content"):
+        made(replace(data, train_labels=data.train_labels.flip(0)), folder)
+    with pytest.raises(ExpertsError, match="have 4 epochs, and max_start and expert_epochs need 5; train longer"):
+        made(data, folder, max_start=4)
+    with pytest.raises(ValueError, match="class 0 has 20 training images, 21 are needed"):
+        made(data, folder, ipc=21)
+    with pytest.raises(FloatingPointError, match="mtt: step size is -.* at iteration [0-3]; lower rate_rate"):
+        made(data, folder, syn_rate=1.0, rate_rate=0.1)
+    with pytest.raises(FloatingPointError, match="mtt: loss is .* at iteration"):
+        made(data, folder, learning_rate=1e30, rate_rate=0.0)
+    with pytest.raises(ValueError, match="augmentation 'blur' is not known"):
+        made(data, folder, augmentation="blur")
