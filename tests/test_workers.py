@@ -44,7 +44,7 @@ def test_workers_end_with_a_killed_parent() -> None:
         "import os, sys, time\n"
         "from diver.workers import side_by_side\n"
         "def work(number, report):\n"
-        "    print(os.getpid(), flush=True)\n"
+        "    os.write(1, b'%d\\n' % os.getpid())\n"
         "    time.sleep(60)\n"
         "side_by_side(work, 2, 2, lambda done: None)\n"
     )
