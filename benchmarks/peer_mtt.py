@@ -149,9 +149,13 @@ def conv_seconds(ipc: int) -> dict[str, float]:
                 lambda backward=backward: backward(1),
             )
         )
-        # The first block's input does not move: fewer passes there.
-        spent["adjoint"] += (4, 4, 3)[0] * forward + 4 * of_x + 3 * of_weight if block else 3 * forward + 3 * of_weight
-        spent["usual"] += 3 * forward + 3 * of_x + 3 * of_weight if block else 2 * forward + 2 * of_weight
+        # Nothing is asked of the first block's input but the images' gradient, which has no passes of its own here.
+        if block:
+            spent["adjoint"] += 4 * forward + 4 * of_x + 3 * of_weight
+            spent["usual"] += 3 * forward + 3 * of_x + 3 * of_weight
+        else:
+            spent["adjoint"] += 3 * forward + 2 * of_weight
+            spent["usual"] += 2 * forward + 2 * of_weight
     return spent
 
 

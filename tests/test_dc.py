@@ -14,6 +14,7 @@ from diver.config.distill import DCConfig, DSAConfig
 from diver.data.prepared import Prepared
 from diver.distill import dc, loop
 from diver.distill.dc import distill_dc, distill_dsa, fresh_network, matched_weights, matching, mean_gradients
+from diver.networks import create
 from diver.networks.augment import DSA, FAMILIES
 from diver.networks.convnet import ConvNet
 from diver.sets import DistilledSet, ValueRange
@@ -121,6 +122,22 @@ def test_gradient_is_the_slope_of_the_loss() -> None:
     step = 1e-6
     slope = (value(images + step * direction)[0] - value(images - step * direction)[0]) / (2 * step)
     assert slope.item() == pytest.approx((value(images)[1] * direction).sum().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [8, 14])
+def test_the_network_is_the_convnet(size: int) -> None:
+    """Its pooling is written as a product of matrices; odd sizes (14, 7, 3) lose a row and a column."""
+    network = fresh_network(DCConfig(width=4), 3, 2, size, 7).double()
+    torch.manual_seed(7)
+    plain = create("convnet", 3, 2, size, width=4).double()
+    images = torch.randn(3, 2, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    outputs = []
+    for net in (network, plain):
+        x = images.clone().requires_grad_()
+        logits = net(x)
+        outputs.append((logits, *torch.autograd.grad(logits.square().sum(), [x, *net.parameters()])))
+    for a, b in zip(*outputs, strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("pixels", [1, 64, 3 * 64, 4 * 64])

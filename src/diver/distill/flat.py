@@ -96,10 +96,50 @@ def _halved(x: Tensor) -> Tensor:
     return x.new_empty(*first, height // 2, width // 2, channels)
 
 
-def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x minus its means over the pixels, and its inverse deviations r."""
-    d = x - _sums(x) / (x.shape[-3] * x.shape[-2])
-    return d, torch.rsqrt(_sums(d * d) / (x.shape[-3] * x.shape[-2]) + EPSILON)
+def _normalised(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """d, r and y of `_PairBlock` from a slice of u, [n, H, W, C]."""
+    pixels = x.shape[1] * x.shape[2]
+    d = x - _sums(x) / pixels
+    r = torch.rsqrt(_sums(d * d) / pixels + EPSILON)
+    return d, r, torch.addcmul(shift, d, scale * r)
+
+
+def _change(
+    d: Tensor, r: Tensor, y: Tensor, moved: Tensor, scale: Tensor, scale_moves: Tensor, shift_moves: Tensor
+) -> Tensor:
+    """y' where y > 0, else 0, from a slice of u'. d has mean zero, so u' does in place of d' but for its mean."""
+    pixels, factor = d.shape[1] * d.shape[2], scale * r
+    k = _sums(moved * d) / pixels
+    change = torch.addcmul(shift_moves - factor * _sums(moved) / pixels, moved, factor)
+    change.addcmul_(d, scale_moves * r - factor * r.square() * k)
+    return torch.ops.aten.threshold_backward(change, y, 0)
+
+
+def _curvature(
+    d: Tensor,
+    r: Tensor,
+    moved: Tensor,
+    of_change: Tensor,
+    of_values: Tensor | None,
+    scale: Tensor,
+    scale_moves: Tensor,
+    out: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The gradient with respect to u, into `out`, from those at y' and y; also those of scale [C] and of k / pixels."""
+    pixels, factor, cube = d.shape[1] * d.shape[2], scale * r, r**3
+    mean, k = _sums(moved) / pixels, _sums(moved * d) / pixels
+    cross = scale_moves * r - scale * cube * k
+    total, mixed = _sums(of_change), _sums(of_change * d)
+    offset, product = cross * total, _sums(of_change * moved) - mean * total
+    if of_values is not None:
+        offset, product = offset + factor * _sums(of_values), product + _sums(of_values * d)
+    of_k = -scale * cube * mixed / pixels
+    of_r = scale * product + (scale_moves - 3 * factor * r * k) * mixed
+    torch.addcmul(offset / -pixels - of_k * mean, of_change, cross, out=out)
+    if of_values is not None:
+        out.addcmul_(of_values, factor)
+    out.addcmul_(d, cube * of_r, value=-1 / pixels).addcmul_(moved, of_k)
+    return (r * product - cube * k * mixed).sum((0, 1, 2)), of_k
 
 
 class _Block(torch.autograd.Function):
@@ -113,35 +153,48 @@ class _Block(torch.autograd.Function):
         ctx.save_for_backward(x, scale, shift)
         pooled = _halved(x)
         for part in _slices(x):
-            d, r = _centred(x[part])
-            _pool(torch.addcmul(shift, d, scale * r).relu_(), pooled[part])
+            _pool(_normalised(x[part], scale, shift)[2].relu_(), pooled[part])
         return pooled
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        x, scale, shift = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return torch.autograd.grad(_plain_block(x, scale, shift), (x, scale, shift), gradient, create_graph=True)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        found: tuple[Tensor, Tensor, Tensor] = _BlockGradient.apply(gradient, *ctx.saved_tensors)
+        return found
+
+
+class _BlockGradient(torch.autograd.Function):
+    """The gradients of `_Block` with respect to x, scale and shift, from that of what it returns.
+
+    Their product with (u', scale', shift') is the product of that gradient with the block's derivative in this
+    direction, so backward is forward and backward of `_PairBlock` in one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(gradient, x, scale, shift)
         pixels = x.shape[1] * x.shape[2]
         found, scales, shifts = torch.empty_like(x), torch.zeros_like(scale), torch.zeros_like(shift)
         for part in _slices(x):
-            d, r = _centred(x[part])
-            factor = scale * r
-            y = _unpooled(gradient[part], torch.addcmul(shift, d, factor))
-            total, product = _sums(y), _sums(y * d) * r
-            torch.addcmul(factor * total / -pixels, y, factor, out=found[part])
+            d, r, y = _normalised(x[part], scale, shift)
+            of_y, factor = _unpooled(gradient[part], y), scale * r
+            total, product = _sums(of_y), _sums(of_y * d) * r
+            torch.addcmul(factor * total / -pixels, of_y, factor, out=found[part])
             found[part].addcmul_(d, factor * r * product, value=-1 / pixels)
             scales += product.sum((0, 1, 2))
             shifts += total.sum((0, 1, 2))
         return found, scales, shifts
 
-
-def _plain_block(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """`_Block` out of operations that can be differentiated any number of times."""
-    centred = x - x.mean((1, 2), keepdim=True)
-    inverse = ((centred * centred).mean((1, 2), keepdim=True) + EPSILON).rsqrt()
-    cells = _cells(torch.addcmul(shift, centred, scale * inverse).relu())
-    return (cells[:, :, 0, :, 0] + cells[:, :, 0, :, 1] + cells[:, :, 1, :, 0] + cells[:, :, 1, :, 1]) * 0.25
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, moved: Tensor, scale_moves: Tensor, shift_moves: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, x, scale, shift = ctx.saved_tensors
+        found, pooled, scales = torch.empty_like(x), _halved(x), torch.zeros_like(scale)
+        for part in _slices(x):
+            d, r, y = _normalised(x[part], scale, shift)
+            _pool(_change(d, r, y, moved[part], scale, scale_moves, shift_moves), pooled[part])
+            of_change = _unpooled(gradient[part], y)
+            scales += _curvature(d, r, moved[part], of_change, None, scale, scale_moves, found[part])[0]
+        return pooled, found, scales, None
 
 
 class _PairBlock(torch.autograd.Function):
@@ -155,17 +208,11 @@ class _PairBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, scale_moves: Tensor, shift_moves: Tensor) -> Tensor:
         ctx.save_for_backward(x, scale, shift, scale_moves)
-        pooled, pixels = _halved(x), x.shape[2] * x.shape[3]
+        pooled = _halved(x)
         for part in _slices(x):
-            d, r = _centred(x[0, part])
-            # d has mean zero, so u' need not be centred here, nor in what goes into y' but for its mean.
-            moved = x[1, part]
-            k, factor = _sums(moved * d) / pixels, scale * r
-            change = torch.addcmul(shift_moves - factor * _sums(moved) / pixels, moved, factor)
-            change.addcmul_(d, scale_moves * r - factor * r.square() * k)
-            y = torch.addcmul(shift, d, factor).relu_()
-            _pool(torch.ops.aten.threshold_backward(change, y, 0), pooled[1, part])
-            _pool(y, pooled[0, part])
+            d, r, y = _normalised(x[0, part], scale, shift)
+            _pool(_change(d, r, y, x[1, part], scale, scale_moves, shift_moves), pooled[1, part])
+            _pool(y.relu_(), pooled[0, part])
         return pooled
 
     @staticmethod
@@ -175,21 +222,13 @@ class _PairBlock(torch.autograd.Function):
         pixels = x.shape[2] * x.shape[3]
         found, scales, shifts = x.new_empty(x.shape), torch.zeros_like(scale), torch.zeros_like(shift)
         for part in _slices(x):
-            d, r = _centred(x[0, part])
-            moved, factor, cube = x[1, part], scale * r, r**3
-            mean, k = _sums(moved) / pixels, _sums(moved * d) / pixels
-            y = _unpooled(gradient[:, part], torch.addcmul(shift, d, factor))
-            total, mixed = _sums(y), _sums(y[1] * d)
-            product = _sums(y[0] * d) + _sums(y[1] * moved) - mean * total[1]
-            cross = scale_moves * r - scale * cube * k
-            of_k = -scale * cube * mixed / pixels
-            of_r = scale * product + (scale_moves - 3 * factor * r * k) * mixed
-            first, second = found[0, part], found[1, part]
-            torch.addcmul((factor * total[0] + cross * total[1]) / -pixels - of_k * mean, y[0], factor, out=first)
-            first.addcmul_(y[1], cross).addcmul_(d, cube * of_r, value=-1 / pixels).addcmul_(moved, of_k)
-            torch.addcmul(factor * total[1] / -pixels, y[1], factor, out=second).addcmul_(d, of_k)
-            scales += (r * product - cube * k * mixed).sum((0, 1, 2))
-            shifts += total[0].sum((0, 1, 2))
+            d, r, y = _normalised(x[0, part], scale, shift)
+            values, change = _unpooled(gradient[:, part], y)
+            of_scale, of_k = _curvature(d, r, x[1, part], change, values, scale, scale_moves, found[0, part])
+            factor = scale * r
+            torch.addcmul(factor * _sums(change) / -pixels, change, factor, out=found[1, part]).addcmul_(d, of_k)
+            scales += of_scale
+            shifts += _sums(values).sum((0, 1, 2))
         return found, scales, shifts, None, None
 
 
