@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tinted import quiet, tinted
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,21 +24,9 @@ TINY: dict[str, Any] = {"iterations": 2, "outer": 3, "inner": 2, "batch_real": 8
 TINY |= {"depth": 2, "network_rate": 0.1}
 
 
-def quiet(done: int, total: int, note: str) -> None:
-    pass
-
-
 @pytest.fixture(scope="module")
 def data() -> Prepared:
-    """Three classes of 16 x 16 noise, each tinted by its own colour, in shuffled order."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(3).repeat(20)[torch.randperm(60, generator=generator)]
-    images = torch.randint(0, 120, (60, 3, 16, 16), generator=generator)
-    images[torch.arange(60), labels] += 100
-    images = images.to(torch.uint8)
-    return Prepared(
-        images, labels, images[:6], labels[:6], "tinted", ("a", "b", "c"), (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)
-    )
+    return tinted()
 
 
 def trained(dtype: torch.dtype = torch.float64) -> ConvNet:

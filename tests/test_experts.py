@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tinted import quiet, tinted
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,21 +23,9 @@ from diver.networks.augment import DSA
 TINY: dict[str, Any] = {"count": 2, "epochs": 3, "batch": 16, "learning_rate": 0.1, "width": 8, "depth": 2}
 
 
-def quiet(done: int, total: int, note: str) -> None:
-    pass
-
-
 @pytest.fixture(scope="module")
 def data() -> Prepared:
-    """Three classes of 16 x 16 noise, each tinted by its own colour, in shuffled order."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(3).repeat(20)[torch.randperm(60, generator=generator)]
-    images = torch.randint(0, 120, (60, 3, 16, 16), generator=generator)
-    images[torch.arange(60), labels] += 100
-    images = images.to(torch.uint8)
-    return Prepared(
-        images, labels, images[:9], labels[:9], "tinted", ("a", "b", "c"), (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)
-    )
+    return tinted(tested=9)
 
 
 def made(data: Prepared, folder: Path, numbers: Sequence[int] | None = None, workers: int = 1, **settings: Any) -> Path:

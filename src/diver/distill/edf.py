@@ -216,7 +216,7 @@ def distill_edf(
 
     The images are the averages over all accepted iterations, weighted by powers of `ema_decay`; the label logits
     [classes * ipc, classes] are the last. Records the student's learning rate (syn_lr), the iterations that were
-    accepted, the experts, whose width and depth count, and the network of the maps.
+    accepted, the experts with their network, and the network of the maps.
     With experts of white images, white images are learned, and what they are white images of is returned, standardised;
     as for MTT, students see what was learned only if the set is whitened again.
     progress: called with (iterations done, all iterations, the loss); by default a line on stderr now and then.
@@ -296,8 +296,6 @@ def distill_edf(
         "syn_lr": rate.item(),
         "accepted": int(accepted),
         "experts": experts.record(),
-        "width": experts.network.options["width"],
-        "depth": experts.network.options["depth"],
         "attention": attention,
         "zca": whitened,
     }

@@ -45,7 +45,7 @@ def distill_mtt(
 ) -> DistilledSet:
     """A set of `ipc` learned images per class, float32 in standardised space, the same for the same seed.
 
-    Records the student's learning rate (syn_lr) and the experts; width and depth are theirs.
+    Records the student's learning rate (syn_lr) and the experts with their network.
     With experts of white images, white images are learned (from noise, or real images made white), and what is returned
     is what they are white images of, standardised. Training students on it is then not what the experts did: they see
     ordinary pixels, and only when the set is whitened again, as the step's `zca` says (the whitening of the training
@@ -96,12 +96,9 @@ def distill_mtt(
     about = [ipc, config.model_dump(mode="json", exclude={"experts"}), experts.record(), data.digest(), code]
     run = Run("mtt", state, generator, about, folder, progress or reporter("MTT"))
     run.iterate(config.iterations, iteration, lambda: (standardised(), scale, ipc))
-    network = experts.network.options
     recorded: dict[str, Any] = {
         "syn_lr": rate.item(),
         "experts": experts.record(),
-        "width": network["width"],
-        "depth": network["depth"],
         "zca": {"epsilon": experts.config.zca_epsilon, "sha256": zca.digest()} if zca else None,
     }
     return distilled(standardised(), data, ipc, "mtt", config, code, recorded)
