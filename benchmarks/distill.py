@@ -31,7 +31,8 @@ AUGMENTATION = "color_crop_cutout_flip_scale_rotate"
 MACS = 32**2 * 27 * WIDTH + (16**2 + 8**2) * 9 * WIDTH**2
 # DC at IPC 10 trains its network between rounds; fewer rounds and epochs than published (10, 50), on both sides.
 OUTER, INNER = 2, 10
-STEPS = {1: 50, 10: 30}
+# Of MTT's student: the graph of the published 30 steps at IPC 10 does not fit 24 GB on the public side.
+STEPS = {1: 50, 10: 3}
 
 
 def random_data() -> tuple[Tensor, Tensor]:
