@@ -191,7 +191,8 @@ def time_ours(method: str, variant: dict[str, Any], ipc: int, repeats: int) -> f
             from diver.distill.experts import train_experts
 
             train_experts(data, ExpertsConfig(count=1, epochs=1), Path(folder), progress=lambda *_: None)
-            settings |= {"experts": folder, "syn_steps": STEPS[ipc], "expert_epochs": 1, "max_start": 1}
+            # The gradient of the step size is computed either way; a step along it may end below zero.
+            settings |= {"experts": folder, "syn_steps": STEPS[ipc], "expert_epochs": 1, "max_start": 1, "rate_rate": 0}
         stamps = []
         METHODS[method](data, ipc, SETTINGS[method](**settings), progress=lambda *_: stamps.append(time.perf_counter()))
     return min(after - before for before, after in zip(stamps, stamps[rounds:], strict=False))
