@@ -11,6 +11,7 @@ draw nothing, so the seed has no effect on them.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,16 +104,22 @@ def _encoder(data: Prepared, config: CoresetConfig) -> tuple[Callable[[Tensor], 
     return lambda images: embed(trained.network, images, CHUNK), described
 
 
-def _coreset(
+def _distill(
     method: str,
-    select: Callable[[Tensor, int], Tensor],
+    select: Callable[[Tensor, int, int], Tensor],
     data: Prepared,
     ipc: int,
     config: CoresetConfig,
-    code: str,
-    progress: Progress | None,
+    code: str = "",
+    progress: Progress | None = None,
+    folder: Path | None = None,
 ) -> DistilledSet:
-    """The images that `select` chooses in each class. Each image is encoded once, and one class's features are held."""
+    """`ipc` training images of each class, standardised, that `select`(features, ipc, seed) chooses, in its order.
+
+    Each image is encoded once, and one class's features are held. `folder` is not used: nothing takes long.
+    progress: called with (images encoded, all images, note); by default a line on stderr now and then.
+    Raises ValueError if a class has fewer images, or the encoder is missing, unresolved or of another image size.
+    """
     encode, described = _encoder(data, config)
     members = class_members(data.train_labels, len(data.classes), ipc)
     report, done, total = progress or reporter(f"{method}, IPC {ipc}"), 0, sum(map(len, members))
@@ -124,49 +131,13 @@ def _coreset(
             done += len(part)
             report(done, total, f"images encoded, class {number + 1} of {len(members)}")
         try:
-            chosen.append(mine[select(torch.cat(parts), ipc)])
+            chosen.append(mine[select(torch.cat(parts), ipc, config.seed)])
         except ValueError as error:
             raise ValueError(f"{method}: class {number}: {error}") from error
     images = data.standardised(data.train_images[torch.cat(chosen)])
     return distilled(images, data, ipc, method, config, code, {"encoder": described})
 
 
-def distill_herding(
-    data: Prepared,
-    ipc: int,
-    config: CoresetConfig,
-    code: str = "",
-    progress: Progress | None = None,
-    folder: Path | None = None,
-) -> DistilledSet:
-    """`ipc` training images of each class by herding, standardised, in the order of selection.
-
-    progress: called with (images encoded, all images, note); by default a line on stderr now and then.
-    Raises ValueError if a class has fewer images, or the encoder is missing, unresolved or of another image size;
-    so do the other two. `folder` is not used: nothing takes long.
-    """
-    return _coreset("herding", herding, data, ipc, config, code, progress)
-
-
-def distill_k_center(
-    data: Prepared,
-    ipc: int,
-    config: CoresetConfig,
-    code: str = "",
-    progress: Progress | None = None,
-    folder: Path | None = None,
-) -> DistilledSet:
-    """`ipc` training images of each class by greedy k-center, standardised, in the order of selection."""
-    return _coreset("k_center", k_center, data, ipc, config, code, progress)
-
-
-def distill_k_means(
-    data: Prepared,
-    ipc: int,
-    config: CoresetConfig,
-    code: str = "",
-    progress: Progress | None = None,
-    folder: Path | None = None,
-) -> DistilledSet:
-    """The training images nearest to the centres of k-means in each class, standardised, in the clusters' order."""
-    return _coreset("k_means", lambda features, k: k_means(features, k, config.seed), data, ipc, config, code, progress)
+distill_herding = partial(_distill, "herding", lambda features, k, seed: herding(features, k))
+distill_k_center = partial(_distill, "k_center", lambda features, k, seed: k_center(features, k))
+distill_k_means = partial(_distill, "k_means", k_means)
