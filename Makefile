@@ -22,7 +22,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	@echo "setup: creating $(VENV) (about 6 GB)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -59,7 +59,8 @@ rank: ## Judge SET=file.safetensors with DD-Ranking; OPTIONS="--epochs 50 --cont
 	  $(RANKING)/bin/python src/ranking/rank_set.py $(RANKED) $(if $(REAL),--real $(REAL),--prepared $(PREPARED)) $(OPTIONS)
 
 lock: setup ## Renew the lock files from pyproject.toml and envs/ddranking.yaml.
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra test pyproject.toml -o requirements.lock
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra test --extra cluster --extra text \
+	  pyproject.toml -o requirements.lock
 	@sed -n 's/^ *- \(.*==.*\)/\1/p' envs/ddranking.yaml \
 	  | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	    --no-emit-find-links --custom-compile-command "make lock" - -o requirements-ddranking.lock
