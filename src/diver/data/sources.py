@@ -89,7 +89,7 @@ def expected(source: Source) -> str:
         case DebianSource():
             return ", ".join(f"{f.name} with content of md5 {f.md5}" for f in source.files)
         case FolderSource():
-            return "a folder with the dataset in a layout that is read"
+            return "a folder with the dataset in a layout that is read, or of pictures an archive of one"
 
 
 def key(source: Source) -> str:
