@@ -23,6 +23,9 @@ include: "rules/students.smk"
 include: "rules/report.smk"
 
 
+check_pool()
+
+
 rule all:
     default_target: True
     input:

@@ -1,5 +1,6 @@
 """Helpers of all rules: the validated study, its cells and paths, and the digests of the code."""
 
+import os
 import re
 import sys
 from dataclasses import asdict, replace
@@ -8,6 +9,9 @@ from snakemake.exceptions import WorkflowError
 
 SOURCE = f"{workflow.basedir}/src"
 sys.path.insert(0, SOURCE)
+# diffusers asks whether there is a GPU while it is imported, before a job has its device; asked like this, CUDA does not
+# fix the devices that it sees.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 from diver import study as cells
 from diver.config.base import ConfigError
@@ -43,6 +47,18 @@ wildcard_constraints:
     experts="|".join(STUDY.all_experts()),
     scale=f"{cells.MATCHED}|{cells.AS_PUBLISHED}",
     group="|".join(cells.student_groups(STUDY)),
+
+
+def check_pool():
+    """Refuse a pool of GPUs that is too small for some job, to which Snakemake would silently give fewer."""
+    pool = workflow.global_resources.get("gpu").value
+    for one in workflow.rules if pool is not None else []:
+        asked = one.resources.get("gpu").value
+        if asked is not None and asked > pool:
+            raise WorkflowError(
+                f"{one.name} asks for {asked} GPUs, but --resources gpu={pool} is a smaller pool; raise it, or ask for "
+                f"fewer: --config gpus=0 keeps all jobs on the CPU, --set-resources {one.name}:gpu={pool} changes one rule"
+            )
 
 
 def code(step):

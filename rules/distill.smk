@@ -13,6 +13,8 @@ rule distill_set:
     conda:
         "../envs/torch.yaml"
     threads: 1
+    resources:
+        gpu=STUDY.gpus,
     params:
         method=lambda wildcards: STUDY.distill[wildcards.stage1].method,
         settings=distill_settings,
@@ -36,6 +38,8 @@ rule train_experts:
     conda:
         "../envs/torch.yaml"
     threads: 2
+    resources:
+        gpu=STUDY.gpus,
     params:
         settings=lambda wildcards: STUDY.all_experts()[wildcards.experts].at(wildcards.dataset),
         code=code("train_experts"),

@@ -77,6 +77,8 @@ rule judge_prior:
     conda:
         "../envs/torch.yaml"
     threads: 16
+    resources:
+        gpu=STUDY.gpus,
     params:
         code=code("judge_prior"),
     message:

@@ -15,6 +15,8 @@ rule recover_set:
     conda:
         "../envs/torch.yaml"
     threads: 1
+    resources:
+        gpu=STUDY.gpus,
     params:
         method=lambda wildcards: STUDY.recover[wildcards.stage2].method,
         settings=recover_settings,
@@ -64,6 +66,8 @@ rule trace_phases:
     conda:
         "../envs/torch.yaml"
     threads: 1
+    resources:
+        gpu=STUDY.gpus,
     params:
         settings=recover_settings,
         prior=prior_source,

@@ -10,6 +10,8 @@ rule train_teacher:
     conda:
         "../envs/torch.yaml"
     threads: 1
+    resources:
+        gpu=STUDY.gpus,
     params:
         teacher=STUDY.teacher.model_dump(mode="json") if STUDY.teacher else None,
         checkpoints=f"{RESULTS}/checkpoints/teachers/{{dataset}}",
@@ -64,6 +66,8 @@ rule train_students:
     conda:
         "../envs/torch.yaml"
     threads: STUDY.students.threads
+    resources:
+        gpu=STUDY.gpus,
     params:
         study=STUDY.name,
         protocol=STUDY.students.protocol.model_dump(mode="json"),
@@ -93,6 +97,8 @@ rule train_on_all_images:
     conda:
         "../envs/torch.yaml"
     threads: STUDY.students.threads
+    resources:
+        gpu=STUDY.gpus,
     params:
         study=STUDY.name,
         full=STUDY.students.full_data.model_dump(mode="json") if STUDY.students.full_data else None,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
+from diver import gpu
 from diver.workers import keep_freed_memory
 
 TERMINAL_EVERY = 15.0
@@ -38,8 +39,11 @@ def reporter(label: str, every: float = TERMINAL_EVERY) -> Progress:
 
 
 @contextmanager
-def step_log(path: str | Path, threads: int, label: str) -> Iterator[Progress]:
-    """Send output to `path`, give torch `threads` threads, yield the progress callback; a failure ends the log."""
+def step_log(path: str | Path, threads: int, label: str, gpus: int | None = None) -> Iterator[Progress]:
+    """Send output to `path`, give torch `threads` threads, yield the progress callback; a failure ends the log.
+
+    Before that, take `gpus` GPUs for this process (`diver.gpu`); None leaves them as they are.
+    """
     keep_freed_memory()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +52,8 @@ def step_log(path: str | Path, threads: int, label: str) -> Iterator[Progress]:
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(threads)
         try:
+            if gpus is not None:
+                gpu.take(gpus, lambda line: print(f"{label}: {line}", flush=True))
             yield report
         except BaseException as error:
             print(f"failed: {type(error).__name__}: {error}", flush=True)

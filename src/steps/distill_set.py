@@ -10,7 +10,7 @@ from diver.progress import step_log
 
 wildcards, params = snakemake.wildcards, snakemake.params
 label = f"{wildcards.stage1}, IPC {wildcards.ipc}"
-with step_log(snakemake.log[0], snakemake.threads, label) as progress:
+with step_log(snakemake.log[0], snakemake.threads, label, snakemake.resources.gpu) as progress:
     data = Prepared.read(snakemake.input.prepared)
     distilled = METHODS[params.method](
         data,

@@ -14,7 +14,7 @@ from diver.progress import step_log
 
 PER_CLASS, GUIDANCE, SHOWN = 50, (1.0, 4.0), 10
 
-with step_log(snakemake.log[0], snakemake.threads, "prior's quality") as progress:
+with step_log(snakemake.log[0], snakemake.threads, "prior's quality", snakemake.resources.gpu) as progress:
     data, prior = Prepared.read(snakemake.input.prepared), load_prior(Path(snakemake.input.index).parent)
     vae, dit = (json.loads(Path(snakemake.input[key]).read_text()) for key in ("vae_facts", "dit_facts"))
     classifier = load_classifier(snakemake.input.classifier) if snakemake.input.classifier else None

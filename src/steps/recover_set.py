@@ -9,7 +9,9 @@ from diver.recover.run import recover_file
 wildcards, params = snakemake.wildcards, snakemake.params
 classes = range(*params.classes) if params.get("classes") else None
 part = f", classes {classes.start} to {classes.stop - 1}" if classes else ""
-with step_log(snakemake.log[0], snakemake.threads, f"{wildcards.stage2} on {wildcards.stage1}{part}") as progress:
+with step_log(
+    snakemake.log[0], snakemake.threads, f"{wildcards.stage2} on {wildcards.stage1}{part}", snakemake.resources.gpu
+) as progress:
     recover_file(
         snakemake.input.set,
         snakemake.output.set,

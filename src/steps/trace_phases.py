@@ -9,7 +9,7 @@ from diver.progress import step_log
 from diver.recover.trace import trace_diver
 from diver.sets import DistilledSet
 
-with step_log(snakemake.log[0], snakemake.threads, "trajectory"):
+with step_log(snakemake.log[0], snakemake.threads, "trajectory", snakemake.resources.gpu):
     config = DIVERConfig(**snakemake.params.settings)
     source = DistilledSet.read(snakemake.input.set)
     trace = trace_diver(source, load_prior(snakemake.params.prior, PriorOptions(**snakemake.params.options)), config)

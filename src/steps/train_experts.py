@@ -8,7 +8,9 @@ from diver.distill.experts import train_experts
 from diver.progress import step_log
 
 wildcards, params = snakemake.wildcards, snakemake.params
-with step_log(snakemake.log[0], snakemake.threads, f"experts of {wildcards.dataset}") as progress:
+with step_log(
+    snakemake.log[0], snakemake.threads, f"experts of {wildcards.dataset}", snakemake.resources.gpu
+) as progress:
     train_experts(
         Prepared.read(snakemake.input.prepared),
         ExpertsConfig(**params.settings),

@@ -11,7 +11,9 @@ from diver.study import FULL, MATCHED
 from diver.workers import best_device
 
 wildcards, params = snakemake.wildcards, snakemake.params
-with step_log(snakemake.log[0], snakemake.threads, f"students on all of {wildcards.dataset}") as progress:
+with step_log(
+    snakemake.log[0], snakemake.threads, f"students on all of {wildcards.dataset}", snakemake.resources.gpu
+) as progress:
     data, full = Prepared.read(snakemake.input.prepared), FullData(**params.full)
     rows = []
     for name, settings in params.architectures.items():

@@ -15,7 +15,7 @@ from diver.workers import best_device
 
 wildcards, params = snakemake.wildcards, snakemake.params
 label = f"students on {wildcards.stage1} + {wildcards.set}, IPC {wildcards.ipc}"
-with step_log(snakemake.log[0], snakemake.threads, label) as progress:
+with step_log(snakemake.log[0], snakemake.threads, label, snakemake.resources.gpu) as progress:
     distilled, data = DistilledSet.read(snakemake.input.set), Prepared.read(snakemake.input.prepared)
     protocol, teacher, replay = Protocol(**params.protocol), None, None
     if protocol.labels == "teacher":

@@ -10,7 +10,9 @@ from diver.students import train_teacher
 from diver.workers import best_device
 
 params = snakemake.params
-with step_log(snakemake.log[0], snakemake.threads, f"teacher of {snakemake.wildcards.dataset}") as progress:
+with step_log(
+    snakemake.log[0], snakemake.threads, f"teacher of {snakemake.wildcards.dataset}", snakemake.resources.gpu
+) as progress:
     chosen = Teacher(**params.teacher)
     trained = train_teacher(
         Prepared.read(snakemake.input.prepared),

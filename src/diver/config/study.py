@@ -166,6 +166,12 @@ class Study(Model):
     shards: int = Field(
         1, ge=1, description="Jobs that a recovery is divided into, by ranges of classes: one per GPU for a large set."
     )
+    gpus: int = Field(
+        1,
+        ge=0,
+        description="GPUs of each job that computes on one. With 1, a machine without any runs it on its CPU; 0 keeps "
+        "every job on the CPU, and asks a cluster for none.",
+    )
     experts: dict[str, ExpertsEntry] = Field(
         {}, description="Expert trajectories by short name; the published ones (plain, zca, edf) need no entry."
     )
