@@ -48,3 +48,4 @@ rule train_experts:
 rule distill:
     input:
         set_paths(recovered=False),
+        teacher_paths(),
