@@ -9,7 +9,7 @@ RESULTS = results/$(shell sed -n 's/^name: *//p' $(CONFIG))
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study test rank lock clean
+.PHONY: help setup study page restore verify test rank lock clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,9 +28,38 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 
 study: setup ## Run the study (CONFIG=config/default.yaml) to tables, figures and the HTML report.
 	@snakemake --cores $(CORES) --configfile $(CONFIG)
-	@test $(RESULTS)/report.html -nt $(RESULTS)/metrics.json -a $(RESULTS)/report.html -nt $(RESULTS)/figures/gallery.png \
-	  || snakemake --configfile $(CONFIG) --report $(RESULTS)/report.html
+	@$(MAKE) --no-print-directory page
 	@echo "report: $(RESULTS)/report.html"
+
+# By content, since DVC changes the times of what it tracks.
+page: ## Write the HTML report of CONFIG's results, unless it shows these tables and figures already.
+	@sha256sum --status --check $(RESULTS)/report.sha256 2>/dev/null \
+	  || { snakemake --configfile $(CONFIG) --report $(RESULTS)/report.html \
+	  && sha256sum $(RESULTS)/report.html $(RESULTS)/tables/* $(RESULTS)/figures/* >$(RESULTS)/report.sha256; }
+
+# The commit that last changed dvc.lock has the code and settings that the results were made with. Their provenance is
+# recorded from a clone of it, once DVC has found that nothing in it differs; then what was edited since is newer.
+AS_MADE = .snakemake/as-made
+CACHE = $(shell dvc cache dir)
+
+restore: setup ## Fetch this commit's results with DVC; what was edited since they were made is made again, no more.
+	@dvc pull --quiet
+	@rm -rf $(AS_MADE) && git clone --quiet --shared --no-checkout . $(AS_MADE)
+	@git -C $(AS_MADE) checkout --quiet $$(git log -1 --format=%H -- dvc.lock)
+	@ln -s ../../results ../../.snakemake $(AS_MADE)/ && ln -s ../../../data/prepared ../../../data/prior $(AS_MADE)/data/
+	@printf '[cache]\n    dir = %s\n' "$(abspath $(CACHE))" >$(AS_MADE)/.dvc/config.local
+	@cd $(AS_MADE) && dvc status --quiet \
+	  || { echo "restore: dvc.lock was not written by the code that it was committed with: make it so by dvc repro"; exit 1; }
+	@cd $(AS_MADE) && snakemake --touch --forceall --cores 1 --quiet all \
+	  --configfile config/$$(sed -n 's/^study: *//p' params.yaml).yaml >/dev/null
+	@git diff --name-only -z $$(git log -1 --format=%H -- dvc.lock) | xargs -0 touch --no-create
+	@rm -rf $(AS_MADE)
+
+verify: setup ## Check DVC's cache against its digests, which DVC does not do by itself; remove what is damaged.
+	@cd $(CACHE)/files/md5 && damaged=$$(find ?? -type f | sed -E 's|(..)/(.{30}).*|\1\2  &|' \
+	  | LC_ALL=C md5sum --check --quiet 2>/dev/null | sed -n 's/: FAILED.*//p') \
+	  && for file in $$damaged; do rm -f $$file && echo "verify: $$file was damaged and is removed"; done \
+	  && if [ -n "$$damaged" ]; then echo "verify: heal it by: dvc fetch && dvc checkout --relink"; exit 1; fi
 
 test: setup ## Lint, check types and formats, run all tests.
 	@$(BIN)/ruff check .

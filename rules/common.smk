@@ -110,6 +110,12 @@ def teacher_file(wildcards):
     return [] if not source or source.startswith("timm:") else source
 
 
+def teacher_paths():
+    """The teachers that this study trains."""
+    trained = STUDY.teacher is not None and STUDY.teacher.source == "trained"
+    return [cells.teacher_path(STUDY, dataset) for dataset in STUDY.datasets] if trained else []
+
+
 def labels_file(wildcards):
     """What soft labels of students come from: stored answers, a teacher's file, or nothing."""
     labels = STUDY.students.protocol.labels

@@ -52,3 +52,4 @@ rule train_experts:
 rule distill:
     input:
         set_paths(recovered=False),
+        teacher_paths(),

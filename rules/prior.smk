@@ -89,4 +89,4 @@ rule judge_prior:
 
 rule prior:
     input:
-        expand("data/prior/{dataset}/README.md", dataset=STUDY.datasets),
+        expand("data/prior/{dataset}/README.md", dataset=STUDY.datasets) if MADE_BY_RULE else [],

@@ -82,3 +82,4 @@ rule trace_phases:
 rule recover:
     input:
         set_paths(recovered=True),
+        trace_path() if STUDY.report.phases_of else [],
