@@ -42,7 +42,7 @@ wildcard_constraints:
     stage2="|".join(map(re.escape, STUDY.recover)) or "none",
     experts="|".join(STUDY.all_experts()),
     scale=f"{cells.MATCHED}|{cells.AS_PUBLISHED}",
-    group="|".join(cells.student_groups(STUDY)),
+    group="|".join({group: None for name in STUDY.datasets for group in cells.student_groups(STUDY, name)}),
 
 
 def code(step):
@@ -66,21 +66,36 @@ def sets_of_dataset(wildcards):
 
 def student_paths():
     """Tables of all students: of every set, and of the whole training set if the study asks for it."""
-    groups = cells.student_groups(STUDY) if STUDY.students.full_data else []
-    ceilings = [cells.full_path(STUDY, dataset, group) for dataset in STUDY.datasets for group in groups]
+    ceilings = [cells.full_path(STUDY, dataset, group) for dataset, group in cells.full_cells(STUDY)]
     return [cells.students_path(STUDY, cell) for cell in STUDENTS] + ceilings
+
+
+def protocol_settings(wildcards):
+    """How the students of a dataset are trained and tested."""
+    return STUDY.students_at(wildcards.dataset).protocol.model_dump(mode="json")
+
+
+def student_seeds(wildcards):
+    return STUDY.students_at(wildcards.dataset).seeds
 
 
 def student_architectures(wildcards):
     """Settings of the architectures that one job trains."""
-    names = cells.student_groups(STUDY)[wildcards.group]
-    return {name: STUDY.students.architectures[name].model_dump(mode="json") for name in names}
+    names = cells.student_groups(STUDY, wildcards.dataset)[wildcards.group]
+    known = STUDY.students_at(wildcards.dataset).architectures
+    return {name: known[name].model_dump(mode="json") for name in names}
 
 
 def source_set(wildcards):
     """The set that students are trained on: recovered, or the stage-1 set itself."""
     cell = cells.SetCell(wildcards.dataset, int(wildcards.ipc), wildcards.stage1, wildcards.set)
     return cells.set_path(STUDY, cell)
+
+
+def teacher_settings(wildcards):
+    """The dataset's teacher, None if there is none."""
+    teacher = STUDY.teacher_at(wildcards.dataset)
+    return teacher.model_dump(mode="json") if teacher else None
 
 
 def teacher_source(wildcards):
@@ -96,7 +111,7 @@ def teacher_file(wildcards):
 
 def labels_file(wildcards):
     """What soft labels of students come from: stored answers, a teacher's file, or nothing."""
-    labels = STUDY.students.protocol.labels
+    labels = STUDY.students_at(wildcards.dataset).protocol.labels
     cell = cells.SetCell(wildcards.dataset, int(wildcards.ipc), wildcards.stage1, wildcards.set)
     if labels == "replay":
         return cells.answers_path(STUDY, cell, wildcards.scale)
@@ -145,9 +160,14 @@ def departures():
     return found
 
 
+def all_architectures():
+    """Students of all datasets by short name."""
+    return {name: one for dataset in STUDY.datasets for name, one in STUDY.students_at(dataset).architectures.items()}
+
+
 def recorded_networks():
     """Architectures that are, as they stand, networks of which released files record accuracies."""
-    plain = {name: one.network for name, one in STUDY.students.architectures.items() if not one.options}
+    plain = {name: one.network for name, one in all_architectures().items() if not one.options}
     known = {name: network for name, network in plain.items() if network in RECORDED.values()}
     return known if released_cells() else {}
 
@@ -176,7 +196,7 @@ def distill_settings(wildcards):
 
 
 def recover_settings(wildcards):
-    return STUDY.recover[wildcards.stage2].full()
+    return STUDY.recover[wildcards.stage2].full(wildcards.stage1)
 
 
 def prior_options():
@@ -185,9 +205,13 @@ def prior_options():
 
 def shard_classes(wildcards):
     """First class and end of a shard; None for a whole set."""
-    if STUDY.shards == 1:
-        return None
-    return cells.shard_classes(STUDY, int(wildcards.shard), len(DATASETS[wildcards.dataset].classes))
+    shards, count = STUDY.shards_at(wildcards.dataset), len(DATASETS[wildcards.dataset].classes)
+    return None if shards == 1 else cells.shard_classes(shards, int(wildcards.shard), count)
+
+
+def sharded(shards):
+    """Pattern of the datasets whose sets are recovered in shards, or whole; one that nothing fits, if there is none."""
+    return "|".join(name for name in STUDY.datasets if (STUDY.shards_at(name) > 1) == shards) or "(?!)"
 
 
 def shard_files(wildcards):
@@ -200,16 +224,16 @@ def display_names():
     return {
         "stage1": {**{name: entry.label for name, entry in STUDY.distill.items()}, cells.FULL: "all training images"},
         "stage2": {NONE: "stage-1 set", **{name: entry.label for name, entry in STUDY.recover.items()}},
-        "architecture": {name: entry.label for name, entry in STUDY.students.architectures.items()},
+        "architecture": {name: entry.label for name, entry in all_architectures().items()},
         "dataset": {name: spec.label or name for name, spec in DATASETS.items()},
     }
 
 
-SHOWN = cells.SetCell(STUDY.datasets[0], max(STUDY.ipc), STUDY.report.ladder_of or next(iter(STUDY.distill)))
+SHOWN = cells.shown_cell(STUDY)
 
 
 def gallery_sets():
-    """The sets of the gallery: the same images of the first dataset under each treatment, at the largest IPC."""
+    """The sets of the gallery: the same images of its first dataset under each treatment, at the largest IPC."""
     return [cells.set_path(STUDY, replace(SHOWN, stage2=stage2)) for stage2 in STUDY.report.gallery]
 
 
