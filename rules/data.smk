@@ -7,6 +7,7 @@ rule prepare_data:
         "data/benchmarks/{dataset}.tsv"
     conda:
         "../envs/data.yaml"
+    threads: 16
     params:
         spec=lambda wildcards: DATASETS[wildcards.dataset].model_dump(mode="json"),
         raw=lambda wildcards: f"data/raw/{DATASETS[wildcards.dataset].raw or wildcards.dataset}",

@@ -183,7 +183,7 @@ def _files_below(folder: Path) -> list[Path]:
 
 
 def _members(path: Path) -> list[str]:
-    with _archive_errors(path), tarfile.open(path) as archive:
+    with archive_errors(path), tarfile.open(path) as archive:
         return [member.name for member in archive if member.isfile()]
 
 
@@ -191,7 +191,7 @@ def _load(places: Mapping[str, _Place], names: tuple[str, ...]) -> dict[str, byt
     found: dict[str, bytes] = {}
     for path in {places[name].path for name in names}:
         here = {p.member: name for name, p in places.items() if p.path == path and name in names}
-        with _archive_errors(path):
+        with archive_errors(path):
             if None in here:
                 found[here[None]] = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
                 continue
@@ -202,7 +202,7 @@ def _load(places: Mapping[str, _Place], names: tuple[str, ...]) -> dict[str, byt
     return found
 
 
-class _archive_errors:
+class archive_errors:
     """Turns the many exceptions of damaged archives into LayoutError."""
 
     def __init__(self, path: Path) -> None:

@@ -1,6 +1,7 @@
 """From raw files to the prepared dataset, the same whatever the source."""
 
 import hashlib
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diver.data.gather import gather
 from diver.data.layouts import LayoutError, Split, read_folder
+from diver.data.pictures import FaultyPictures, Rows, count_faults, unreadable, write_pictures
 from diver.data.prepared import ContentError, Prepared
 from diver.data.sources import Attempt, Say, SourceError, SourceFailure, acquire, expected, is_here, label, say
 from diver.data.spec import DatasetSpec, FolderSource
+from diver.progress import Progress
+
+# Pictures that are looked at for further faults when some are missing already; of more, only the counts are told.
+LOOKED_AT = 50_000
 
 
 def prepare(spec: DatasetSpec, raw: str | Path, source: str = "") -> Prepared:
@@ -49,13 +56,8 @@ def hold_out(prepared: Prepared, count: int, seed: int = 0) -> Prepared:
 
     Raises ContentError if a class has no more than `count`.
     """
-    generator, labels = torch.Generator().manual_seed(seed), prepared.train_labels
-    held = torch.zeros(len(labels), dtype=torch.bool)
-    for c in range(len(prepared.classes)):
-        members = (labels == c).nonzero().flatten()
-        if len(members) <= count:
-            raise ContentError(f"held_out: {count} of each class, and class {c} has {len(members)} training images")
-        held[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    labels = prepared.train_labels
+    held = _held(labels, len(prepared.classes), count, seed)
     return replace(
         prepared,
         train_images=prepared.train_images[~held],
@@ -63,6 +65,52 @@ def hold_out(prepared: Prepared, count: int, seed: int = 0) -> Prepared:
         test_images=prepared.train_images[held],
         test_labels=labels[held],
     )
+
+
+def _held(labels: Tensor, classes: int, count: int, seed: int = 0) -> Tensor:
+    """Which training images are held out: bool [N]."""
+    generator, held = torch.Generator().manual_seed(seed), torch.zeros(len(labels), dtype=torch.bool)
+    for c in range(classes):
+        members = (labels == c).nonzero().flatten()
+        if len(members) <= count:
+            raise ContentError(f"held_out: {count} of each class, and class {c} has {len(members)} training images")
+        held[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    return held
+
+
+def prepare_pictures(
+    spec: DatasetSpec,
+    raw: str | Path,
+    out_path: str | Path,
+    source: str = "",
+    workers: int = 1,
+    progress: Progress | None = None,
+    tell: Say = say,
+) -> Prepared:
+    """Read a dataset of pictures from a folder or an archive, check it, and write `out_path` row by row.
+
+    Memory does not grow with the dataset: what is returned is the written file, mapped. What was stopped goes on.
+    Raises FaultyPictures, which lists everything that is missing or wrong; LayoutError, ContentError as `prepare`.
+    """
+    assert spec.pictures is not None
+    source, out_path = source or str(raw), Path(out_path)
+    short_side = spec.pictures.short_side or spec.size
+    with ExitStack() as stack:
+        found = gather(Path(raw), spec.classes, out_path.parent, stack)
+        train, test = Rows.of(found.train, spec.classes), Rows.of(found.test, spec.classes)
+        faults = [*found.faults, *count_faults(spec, found)]
+        if faults:
+            if len(train.labels) + len(test.labels) <= LOOKED_AT:
+                faults += unreadable([*train.pictures, *test.pictures], spec.size, short_side, workers, progress)
+            raise FaultyPictures(source, faults)
+        if spec.held_out:
+            held = _held(torch.from_numpy(train.labels), len(spec.classes), spec.held_out)
+            train, test = train.where(~held.numpy()), train.where(held.numpy())
+        header = {"dataset": spec.name, "classes": spec.classes, "mean": spec.mean, "std": spec.std}
+        tell(f"{spec.name}: training from {found.origin['train']}, test from {found.origin['val']}")
+        splits = {"train": train, "test": test}
+        write_pictures(out_path, splits, header, spec.size, short_side, spec.digest, source, workers, progress, tell)
+    return Prepared.read(out_path)
 
 
 def _padded(images: np.ndarray, padding: int) -> Tensor:
@@ -89,13 +137,19 @@ def _check_batches(spec: DatasetSpec, train: Split, test: Split, source: str) ->
 
 
 def fetch_and_prepare(
-    spec: DatasetSpec, raw_dir: str | Path, out_path: str | Path, folder: str | Path | None = None, tell: Say = say
+    spec: DatasetSpec,
+    raw_dir: str | Path,
+    out_path: str | Path,
+    folder: str | Path | None = None,
+    tell: Say = say,
+    workers: int = 1,
+    progress: Progress | None = None,
 ) -> Prepared:
     """Bring a dataset here from the first source that gives it, check it, and write `out_path`.
 
     raw_dir keeps the verified raw files, so that nothing is downloaded twice; a source that is there already
-    comes before the others. folder: the user's own folder, for the source of that kind.
-    Raises SourceError when no source gives the dataset.
+    comes before the others. folder: the user's own folder, for the source of that kind. workers: processes that
+    decode pictures. Raises SourceError when no source gives the dataset.
     """
     raw_dir = Path(raw_dir)
     attempts: list[Attempt] = []
@@ -104,14 +158,19 @@ def fetch_and_prepare(
         try:
             raw = acquire(spec, source, raw_dir, folder, tell)
             name = f"{label(source)} {raw}" if isinstance(source, FolderSource) else label(source)
-            prepared = prepare(spec, raw, name)
+            if spec.pictures:
+                prepared = prepare_pictures(spec, raw, out_path, name, workers, progress, tell)
+            else:
+                prepared = prepare(spec, raw, name)
+                prepared.write(out_path)
         except SourceFailure as failure:
             attempts.append(Attempt(label(source), expected(source), failure))
+        except FaultyPictures as error:
+            attempts.append(Attempt(label(source), expected(source), SourceFailure(str(error), error.remedy)))
         except (LayoutError, ContentError) as error:
             remedy = "Check the files" if isinstance(source, FolderSource) else "Check the dataset's specification"
             attempts.append(Attempt(label(source), expected(source), SourceFailure(str(error), remedy)))
         else:
-            prepared.write(out_path)
             tell(f"{spec.name}: {len(prepared.train_images)} training and {len(prepared.test_images)} test images")
             return prepared
         tell(f"{spec.name}: skipping {label(source)}: {attempts[-1].failure.happened}")

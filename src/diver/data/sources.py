@@ -28,6 +28,8 @@ STALL_SECONDS = 20.0
 PROBE_SECONDS = 20.0
 REPORT_SECONDS = 5.0
 CHUNK = 1 << 20
+# Where a user's folder may be linked to, below the raw folder of a dataset.
+USER = "folder"
 
 Say = Callable[[str], None]
 
@@ -117,7 +119,7 @@ def acquire(
     Raises SourceFailure; the raw folder then holds nothing of this source.
     """
     if isinstance(source, FolderSource):
-        return _user_folder(spec, source, folder)
+        return _user_folder(spec, source, folder, raw_dir)
     target = raw_dir / key(source)
     if is_here(source, raw_dir):
         tell(f"{spec.name}: {label(source)} is here already ({target})")
@@ -148,16 +150,24 @@ def _part(target: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _user_folder(spec: DatasetSpec, source: FolderSource, folder: str | Path | None) -> Path:
+def _user_folder(spec: DatasetSpec, source: FolderSource, folder: str | Path | None, raw_dir: Path) -> Path:
+    """The folder, or for pictures the archive, that the user gives; of a folder the part that is the dataset's."""
     remedy = f"Put the files into a folder and give it by the variable {FOLDER_VARIABLE} or as the source's `path`"
+    if spec.pictures:
+        remedy += f", or give the archive itself; or link the folder to {raw_dir / USER}"
     given = folder or source.path or os.environ.get(FOLDER_VARIABLE)
+    if not given and spec.pictures and (raw_dir / USER).exists():
+        given = raw_dir / USER
     if not given:
         raise SourceFailure("no folder was given", remedy)
     path = Path(given).expanduser()
+    if spec.pictures and path.is_file():
+        return path
     if not path.is_dir():
-        raise SourceFailure(f"{path} is not a folder", remedy)
-    own = path / spec.name
-    return own if own.is_dir() else path
+        raise SourceFailure(f"{path} is not a folder" + (" or an archive" if spec.pictures else ""), remedy)
+    # One folder may hold several datasets under their names; subsets of one dataset share its folder.
+    names = [spec.name, spec.raw] if spec.pictures and spec.raw else [spec.name]
+    return next((path / name for name in names if (path / name).is_dir()), path)
 
 
 def _checksum(file: RemoteFile) -> tuple[str, str]:

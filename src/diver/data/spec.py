@@ -2,10 +2,12 @@
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from diver.data.subsets import wnids
 
 
 class SpecError(ValueError):
@@ -72,10 +74,29 @@ class FolderSource(Model):
     """A folder given by the user that holds the dataset in any layout that this project reads."""
 
     kind: Literal["folder"]
-    path: str | None = Field(None, description="The folder; null leaves it to the user.")
+    path: str | None = Field(None, description="The folder, or of pictures an archive; null leaves it to the user.")
 
 
 Source = Annotated[UrlSource | NpmSource | DebianSource | FolderSource, Field(discriminator="kind")]
+
+
+class PictureCounts(Model):
+    """How many pictures a split must have."""
+
+    least: int = Field(1, ge=1, description="Of a class, at least.")
+    most: int | None = Field(None, ge=1, description="Of a class, at most; null: any number.")
+    total: int | None = Field(None, ge=1, description="Of all classes together; null: any number.")
+
+
+class Pictures(Model):
+    """A dataset whose images are pictures of any size, a file each, by class and split: ImageNet's form.
+
+    They are resized by their short side (bilinear, anti-aliased), and a square is cut out of the middle.
+    """
+
+    short_side: int | None = Field(None, ge=1, description="Short side after resizing; null: the prepared size.")
+    train: PictureCounts = Field(PictureCounts(), description="Counts of the training split (train/).")
+    test: PictureCounts = Field(PictureCounts(), description="Counts of the test split (val/).")
 
 
 class DatasetSpec(Model):
@@ -84,6 +105,10 @@ class DatasetSpec(Model):
     name: FileName = Field(description="Short name, used in paths.")
     label: str = Field("", description="Name in tables and figures; the short name when empty.")
     classes: tuple[str, ...] = Field(min_length=2, description="Names of the classes in the order of the labels.")
+    subset: str | None = Field(
+        None, description="Subset of ImageNet-1K whose classes these are, or imagenet1k; `classes` is then left out."
+    )
+    pictures: Pictures | None = Field(None, description="Images are pictures in files, not arrays of one size.")
     channels: int = Field(ge=1, le=4, description="Colour channels.")
     size: int = Field(ge=1, description="Height and width of the prepared images.")
     raw_size: int | None = Field(None, ge=1, description="Height and width at the source when zero-padded to `size`.")
@@ -102,6 +127,17 @@ class DatasetSpec(Model):
         (), description="MD5 of each published binary batch, the test batch last: a second check that locates a fault."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _classes(cls, given: Any) -> Any:
+        """Take the classes of the subset."""
+        if not isinstance(given, dict) or given.get("subset") is None:
+            return given
+        known = wnids(given["subset"])
+        if tuple(given.get("classes", known)) != known:
+            raise ValueError(f"classes are not those of subset {given['subset']!r}; leave them out")
+        return {**given, "classes": known}
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if len(self.mean) != self.channels or len(self.std) != self.channels:
@@ -112,6 +148,10 @@ class DatasetSpec(Model):
             raise ValueError("size must exceed raw_size by an even number")
         if len(self.batches) == 1:
             raise ValueError("batches need at least one of training and one of test")
+        if self.pictures and (self.channels != 3 or self.raw_size or self.batches):
+            raise ValueError("pictures have 3 channels, no raw_size and no batches")
+        if self.pictures and (self.pictures.short_side or self.size) < self.size:
+            raise ValueError(f"pictures.short_side must not be below size = {self.size}")
         return self
 
     @property
@@ -121,14 +161,33 @@ class DatasetSpec(Model):
 
 
 def load_dataset_spec(path: str | Path) -> DatasetSpec:
-    """Read a dataset's YAML. Raises SpecError that names the file, each key at fault and the nearest valid key."""
+    """Read a dataset's YAML. Raises SpecError that names the file, each key at fault and the nearest valid key.
+
+    `extends: NAME` takes what is not said from NAME.yaml beside it, all but its name, label and digest.
+    """
+    path = Path(path)
     try:
-        content = yaml.safe_load(Path(path).read_text())
-        return DatasetSpec.model_validate(content)
+        return DatasetSpec.model_validate(_content(path, ()))
     except ValidationError as error:
         raise SpecError("; ".join([f"{path}: {_fault(dict(e))}" for e in error.errors(include_url=False)])) from error
+
+
+def _content(path: Path, extending: tuple[Path, ...]) -> Any:
+    """A file's content, with that of the file that it extends."""
+    try:
+        content = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise SpecError(f"{path}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or "extends" not in content:
+        return content
+    if path in extending:
+        raise SpecError(f"{path}: extends: {' and '.join(p.stem for p in extending)} extend each other")
+    base = _content(path.with_name(f"{content.pop('extends')}.yaml"), (*extending, path))
+    if not isinstance(base, dict):
+        raise SpecError(f"{path}: extends: a file that is no mapping")
+    for key in ("label", "digest", *(("classes",) if "subset" in content else ())):
+        base.pop(key, None)
+    return {**base, "name": path.stem, **content}
 
 
 def _fault(error: dict) -> str:
@@ -136,6 +195,7 @@ def _fault(error: dict) -> str:
     if error["type"] != "extra_forbidden":
         return f"{where}: {error['msg']}"
     models = (DatasetSpec, UrlSource, NpmSource, DebianSource, FolderSource, RemoteFile, PackagedFile)
+    models += (Pictures, PictureCounts)
     known = DatasetSpec.model_fields if len(error["loc"]) == 1 else {k for m in models[1:] for k in m.model_fields}
     near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
     return f"{where}: unknown key" + (f", nearest is {near[0]!r}" if near else "")
