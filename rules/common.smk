@@ -3,34 +3,52 @@
 import re
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
+from snakemake.cli import parse_args
 from snakemake.exceptions import WorkflowError
 
 SOURCE = f"{workflow.basedir}/src"
 sys.path.insert(0, SOURCE)
 
 from diver import study as cells
+from diver.checks import check_study, network_path
 from diver.config.base import ConfigError
-from diver.config.distill import NETWORKS, PIXELS, TEACHER
+from diver.config.distill import NETWORKS, TEACHER
 from diver.config.networks import RECORDED
-from diver.config.study import NONE, parse_study
-from diver.data.spec import SpecError, load_dataset_spec
+from diver.config.study import NONE
 from diver.provenance import code_digest
 
-try:
-    STUDY = parse_study(config, " and ".join(map(str, workflow.configfiles)) or "the configuration")
-    DATASETS = {name: load_dataset_spec(f"config/datasets/{name}.yaml") for name in STUDY.datasets}
-except (ConfigError, SpecError) as fault:
-    raise WorkflowError(str(fault)) from None
 
+def only_planned():
+    """Whether this call runs no jobs of its own: a dry run, a question about the workflow, or one job of a real run,
+    for which everything was there when it was started."""
+    if not workflow.is_main_process or not Path(sys.argv[0]).stem == "snakemake":
+        return True
+    given = parse_args(sys.argv[1:])[1]
+    return any(getattr(given, name, None) for name in NO_RUN)
+
+
+NO_RUN = ("dryrun", "touch", "lint", "dag", "rulegraph", "filegraph", "d3dag", "summary", "detailed_summary", "report")
+NO_RUN += ("list_rules", "list_target_rules", "list_changes", "list_input_changes", "list_params_changes", "unlock")
+NO_RUN += ("cleanup_metadata", "delete_all_output", "archive", "print_compilation", "list_code_changes")
+GIVEN = " and ".join(map(str, workflow.configfiles)) or "the configuration"
+PLANNING = only_planned()
+
+try:
+    CHECKED = check_study(config, GIVEN, planning=PLANNING)
+except ConfigError as fault:
+    raise WorkflowError(str(fault)) from None
+if CHECKED.missing and workflow.is_main_process:
+    print(*[f"{GIVEN} would be refused here:", *CHECKED.missing], sep="\n  ", file=sys.stderr)
+
+STUDY, DATASETS = CHECKED.study, CHECKED.datasets
 RESULTS = str(cells.results_path(STUDY))
 LOGS = f"{RESULTS}/logs"
 BENCHMARKS = f"{RESULTS}/benchmarks"
 SETS = list(cells.set_cells(STUDY))
 STUDENTS = list(cells.student_cells(STUDY))
 MADE_BY_RULE = STUDY.prior.source == "trained"
-# Values of a stage-1 method's network that are no file.
-NO_FILE = (PIXELS, "experts", "imagenet", NONE)
 
 
 wildcard_constraints:
@@ -106,7 +124,9 @@ def teacher_source(wildcards):
 def teacher_file(wildcards):
     """The teacher as an input: nothing if there is none, or if timm has it."""
     source = teacher_source(wildcards)
-    return [] if not source or source.startswith("timm:") else source
+    if not source or source.startswith("timm:"):
+        return []
+    return source if STUDY.teacher_at(wildcards.dataset).source == "trained" else here([source])
 
 
 def labels_file(wildcards):
@@ -119,31 +139,40 @@ def labels_file(wildcards):
 
 
 def stage1_settings(wildcards):
-    """Settings of a stage-1 method as the study has them, and the key of the trained network that they name."""
-    settings = STUDY.distill[wildcards.stage1].at(wildcards.dataset, int(wildcards.ipc))
-    return settings, next((key for key in NETWORKS if settings.get(key) not in (None, *NO_FILE)), None)
+    """Settings of a stage-1 method as the study has them."""
+    return STUDY.distill[wildcards.stage1].at(wildcards.dataset, int(wildcards.ipc))
+
+
+def here(paths):
+    """Files from outside as inputs. A plan goes on without those that are missing, which were told."""
+    return [path for path in paths if path and not (PLANNING and not Path(path).exists())]
 
 
 def network_file(wildcards):
     """The trained network that a stage-1 method uses, as an input: the study's teacher, a file, or nothing."""
-    settings, key = stage1_settings(wildcards)
-    return [] if key is None else teacher_file(wildcards) if settings[key] == TEACHER else settings[key]
+    settings = stage1_settings(wildcards)
+    if any(settings.get(key) == TEACHER for key in NETWORKS):
+        return teacher_file(wildcards)
+    return here([network_path(settings)])
 
 
 def experts_folder(wildcards):
     """Where the experts of a stage-1 method are, '' if it has none."""
-    name = stage1_settings(wildcards)[0].get("experts", "")
+    name = stage1_settings(wildcards).get("experts", "")
     return name if "/" in name or not name else str(cells.experts_path(STUDY, wildcards.dataset, name))
 
 
 def experts_file(wildcards):
     folder = experts_folder(wildcards)
-    return f"{folder}/experts.json" if folder else []
+    if not folder:
+        return []
+    manifest = f"{folder}/experts.json"
+    return manifest if folder.startswith(f"{RESULTS}/experts/") else here([manifest])
 
 
 def released_file(wildcards):
     """The file of a released set as an input, or nothing."""
-    return stage1_settings(wildcards)[0].get("path") or []
+    return here([stage1_settings(wildcards).get("path")])
 
 
 def released_cells():
@@ -187,9 +216,10 @@ def prior_source(wildcards):
 
 def distill_settings(wildcards):
     """Settings of a stage-1 method; the study's teacher and experts become their files."""
-    settings, key = stage1_settings(wildcards)
-    if key is not None and settings[key] == TEACHER:
-        settings[key] = teacher_source(wildcards)
+    settings = stage1_settings(wildcards)
+    for key in NETWORKS:
+        if settings.get(key) == TEACHER:
+            settings[key] = teacher_source(wildcards)
     if settings.get("experts"):
         settings["experts"] = experts_folder(wildcards)
     return settings
