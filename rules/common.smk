@@ -4,7 +4,9 @@ import os
 import re
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
+from snakemake.cli import parse_args
 from snakemake.exceptions import WorkflowError
 
 SOURCE = f"{workflow.basedir}/src"
@@ -14,27 +16,43 @@ sys.path.insert(0, SOURCE)
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 from diver import study as cells
+from diver.checks import check_study, network_path
 from diver.config.base import ConfigError
-from diver.config.distill import NETWORKS, PIXELS, TEACHER
+from diver.config.distill import NETWORKS, TEACHER
 from diver.config.networks import RECORDED
-from diver.config.study import NONE, parse_study
-from diver.data.spec import SpecError, load_dataset_spec
+from diver.config.study import NONE
 from diver.provenance import code_digest
 
-try:
-    STUDY = parse_study(config, " and ".join(map(str, workflow.configfiles)) or "the configuration")
-    DATASETS = {name: load_dataset_spec(f"config/datasets/{name}.yaml") for name in STUDY.datasets}
-except (ConfigError, SpecError) as fault:
-    raise WorkflowError(str(fault)) from None
 
+def only_planned():
+    """Whether this call runs no jobs of its own: a dry run, a question about the workflow, or one job of a real run,
+    for which everything was there when it was started."""
+    if not workflow.is_main_process or not Path(sys.argv[0]).stem == "snakemake":
+        return True
+    given = parse_args(sys.argv[1:])[1]
+    return any(getattr(given, name, None) for name in NO_RUN)
+
+
+NO_RUN = ("dryrun", "touch", "lint", "dag", "rulegraph", "filegraph", "d3dag", "summary", "detailed_summary", "report")
+NO_RUN += ("list_rules", "list_target_rules", "list_changes", "list_input_changes", "list_params_changes", "unlock")
+NO_RUN += ("cleanup_metadata", "delete_all_output", "archive", "print_compilation", "list_code_changes")
+GIVEN = " and ".join(map(str, workflow.configfiles)) or "the configuration"
+PLANNING = only_planned()
+
+try:
+    CHECKED = check_study(config, GIVEN, planning=PLANNING)
+except ConfigError as fault:
+    raise WorkflowError(str(fault)) from None
+if CHECKED.missing and workflow.is_main_process:
+    print(*[f"{GIVEN} would be refused here:", *CHECKED.missing], sep="\n  ", file=sys.stderr)
+
+STUDY, DATASETS = CHECKED.study, CHECKED.datasets
 RESULTS = str(cells.results_path(STUDY))
 LOGS = f"{RESULTS}/logs"
 BENCHMARKS = f"{RESULTS}/benchmarks"
 SETS = list(cells.set_cells(STUDY))
 STUDENTS = list(cells.student_cells(STUDY))
 MADE_BY_RULE = STUDY.prior.source == "trained"
-# Values of a stage-1 method's network that are no file.
-NO_FILE = (PIXELS, "experts", "imagenet", NONE)
 
 
 wildcard_constraints:
@@ -46,7 +64,7 @@ wildcard_constraints:
     stage2="|".join(map(re.escape, STUDY.recover)) or "none",
     experts="|".join(STUDY.all_experts()),
     scale=f"{cells.MATCHED}|{cells.AS_PUBLISHED}",
-    group="|".join(cells.student_groups(STUDY)),
+    group="|".join({group: None for name in STUDY.datasets for group in cells.student_groups(STUDY, name)}),
 
 
 def check_pool():
@@ -82,21 +100,36 @@ def sets_of_dataset(wildcards):
 
 def student_paths():
     """Tables of all students: of every set, and of the whole training set if the study asks for it."""
-    groups = cells.student_groups(STUDY) if STUDY.students.full_data else []
-    ceilings = [cells.full_path(STUDY, dataset, group) for dataset in STUDY.datasets for group in groups]
+    ceilings = [cells.full_path(STUDY, dataset, group) for dataset, group in cells.full_cells(STUDY)]
     return [cells.students_path(STUDY, cell) for cell in STUDENTS] + ceilings
+
+
+def protocol_settings(wildcards):
+    """How the students of a dataset are trained and tested."""
+    return STUDY.students_at(wildcards.dataset).protocol.model_dump(mode="json")
+
+
+def student_seeds(wildcards):
+    return STUDY.students_at(wildcards.dataset).seeds
 
 
 def student_architectures(wildcards):
     """Settings of the architectures that one job trains."""
-    names = cells.student_groups(STUDY)[wildcards.group]
-    return {name: STUDY.students.architectures[name].model_dump(mode="json") for name in names}
+    names = cells.student_groups(STUDY, wildcards.dataset)[wildcards.group]
+    known = STUDY.students_at(wildcards.dataset).architectures
+    return {name: known[name].model_dump(mode="json") for name in names}
 
 
 def source_set(wildcards):
     """The set that students are trained on: recovered, or the stage-1 set itself."""
     cell = cells.SetCell(wildcards.dataset, int(wildcards.ipc), wildcards.stage1, wildcards.set)
     return cells.set_path(STUDY, cell)
+
+
+def teacher_settings(wildcards):
+    """The dataset's teacher, None if there is none."""
+    teacher = STUDY.teacher_at(wildcards.dataset)
+    return teacher.model_dump(mode="json") if teacher else None
 
 
 def teacher_source(wildcards):
@@ -107,7 +140,9 @@ def teacher_source(wildcards):
 def teacher_file(wildcards):
     """The teacher as an input: nothing if there is none, or if timm has it."""
     source = teacher_source(wildcards)
-    return [] if not source or source.startswith("timm:") else source
+    if not source or source.startswith("timm:"):
+        return []
+    return source if STUDY.teacher_at(wildcards.dataset).source == "trained" else here([source])
 
 
 def teacher_paths():
@@ -118,7 +153,7 @@ def teacher_paths():
 
 def labels_file(wildcards):
     """What soft labels of students come from: stored answers, a teacher's file, or nothing."""
-    labels = STUDY.students.protocol.labels
+    labels = STUDY.students_at(wildcards.dataset).protocol.labels
     cell = cells.SetCell(wildcards.dataset, int(wildcards.ipc), wildcards.stage1, wildcards.set)
     if labels == "replay":
         return cells.answers_path(STUDY, cell, wildcards.scale)
@@ -126,31 +161,40 @@ def labels_file(wildcards):
 
 
 def stage1_settings(wildcards):
-    """Settings of a stage-1 method as the study has them, and the key of the trained network that they name."""
-    settings = STUDY.distill[wildcards.stage1].at(wildcards.dataset, int(wildcards.ipc))
-    return settings, next((key for key in NETWORKS if settings.get(key) not in (None, *NO_FILE)), None)
+    """Settings of a stage-1 method as the study has them."""
+    return STUDY.distill[wildcards.stage1].at(wildcards.dataset, int(wildcards.ipc))
+
+
+def here(paths):
+    """Files from outside as inputs. A plan goes on without those that are missing, which were told."""
+    return [path for path in paths if path and not (PLANNING and not Path(path).exists())]
 
 
 def network_file(wildcards):
     """The trained network that a stage-1 method uses, as an input: the study's teacher, a file, or nothing."""
-    settings, key = stage1_settings(wildcards)
-    return [] if key is None else teacher_file(wildcards) if settings[key] == TEACHER else settings[key]
+    settings = stage1_settings(wildcards)
+    if any(settings.get(key) == TEACHER for key in NETWORKS):
+        return teacher_file(wildcards)
+    return here([network_path(settings)])
 
 
 def experts_folder(wildcards):
     """Where the experts of a stage-1 method are, '' if it has none."""
-    name = stage1_settings(wildcards)[0].get("experts", "")
+    name = stage1_settings(wildcards).get("experts", "")
     return name if "/" in name or not name else str(cells.experts_path(STUDY, wildcards.dataset, name))
 
 
 def experts_file(wildcards):
     folder = experts_folder(wildcards)
-    return f"{folder}/experts.json" if folder else []
+    if not folder:
+        return []
+    manifest = f"{folder}/experts.json"
+    return manifest if folder.startswith(f"{RESULTS}/experts/") else here([manifest])
 
 
 def released_file(wildcards):
     """The file of a released set as an input, or nothing."""
-    return stage1_settings(wildcards)[0].get("path") or []
+    return here([stage1_settings(wildcards).get("path")])
 
 
 def released_cells():
@@ -167,9 +211,14 @@ def departures():
     return found
 
 
+def all_architectures():
+    """Students of all datasets by short name."""
+    return {name: one for dataset in STUDY.datasets for name, one in STUDY.students_at(dataset).architectures.items()}
+
+
 def recorded_networks():
     """Architectures that are, as they stand, networks of which released files record accuracies."""
-    plain = {name: one.network for name, one in STUDY.students.architectures.items() if not one.options}
+    plain = {name: one.network for name, one in all_architectures().items() if not one.options}
     known = {name: network for name, network in plain.items() if network in RECORDED.values()}
     return known if released_cells() else {}
 
@@ -189,16 +238,17 @@ def prior_source(wildcards):
 
 def distill_settings(wildcards):
     """Settings of a stage-1 method; the study's teacher and experts become their files."""
-    settings, key = stage1_settings(wildcards)
-    if key is not None and settings[key] == TEACHER:
-        settings[key] = teacher_source(wildcards)
+    settings = stage1_settings(wildcards)
+    for key in NETWORKS:
+        if settings.get(key) == TEACHER:
+            settings[key] = teacher_source(wildcards)
     if settings.get("experts"):
         settings["experts"] = experts_folder(wildcards)
     return settings
 
 
 def recover_settings(wildcards):
-    return STUDY.recover[wildcards.stage2].full()
+    return STUDY.recover[wildcards.stage2].full(wildcards.stage1)
 
 
 def prior_options():
@@ -207,9 +257,13 @@ def prior_options():
 
 def shard_classes(wildcards):
     """First class and end of a shard; None for a whole set."""
-    if STUDY.shards == 1:
-        return None
-    return cells.shard_classes(STUDY, int(wildcards.shard), len(DATASETS[wildcards.dataset].classes))
+    shards, count = STUDY.shards_at(wildcards.dataset), len(DATASETS[wildcards.dataset].classes)
+    return None if shards == 1 else cells.shard_classes(shards, int(wildcards.shard), count)
+
+
+def sharded(shards):
+    """Pattern of the datasets whose sets are recovered in shards, or whole; one that nothing fits, if there is none."""
+    return "|".join(name for name in STUDY.datasets if (STUDY.shards_at(name) > 1) == shards) or "(?!)"
 
 
 def shard_files(wildcards):
@@ -222,16 +276,16 @@ def display_names():
     return {
         "stage1": {**{name: entry.label for name, entry in STUDY.distill.items()}, cells.FULL: "all training images"},
         "stage2": {NONE: "stage-1 set", **{name: entry.label for name, entry in STUDY.recover.items()}},
-        "architecture": {name: entry.label for name, entry in STUDY.students.architectures.items()},
+        "architecture": {name: entry.label for name, entry in all_architectures().items()},
         "dataset": {name: spec.label or name for name, spec in DATASETS.items()},
     }
 
 
-SHOWN = cells.SetCell(STUDY.datasets[0], max(STUDY.ipc), STUDY.report.ladder_of or next(iter(STUDY.distill)))
+SHOWN = cells.shown_cell(STUDY)
 
 
 def gallery_sets():
-    """The sets of the gallery: the same images of the first dataset under each treatment, at the largest IPC."""
+    """The sets of the gallery: the same images of its first dataset under each treatment, at the largest IPC."""
     return [cells.set_path(STUDY, replace(SHOWN, stage2=stage2)) for stage2 in STUDY.report.gallery]
 
 

@@ -1,17 +1,16 @@
 # One job recovers a set, or one each range of its classes, whose shards are then put together.
-PART = "{stage2}" if STUDY.shards == 1 else "{stage2}/shard-{shard}-of-{shards}"
-
-
 rule recover_set:
     input:
         set=stage1_set,
         prior=prior_files,
     output:
-        set=f"{RESULTS}/recovered/{{dataset}}/ipc{{ipc}}/{{stage1}}/{PART}.safetensors",
+        set=f"{RESULTS}/recovered/{{dataset}}/ipc{{ipc}}/{{stage1}}/{{stage2}}.safetensors",
     log:
-        f"{LOGS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}/{PART}.log",
+        f"{LOGS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}/{{stage2}}.log",
     benchmark:
-        f"{BENCHMARKS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}/{PART}.tsv"
+        f"{BENCHMARKS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}/{{stage2}}.tsv"
+    wildcard_constraints:
+        dataset=sharded(False),
     conda:
         "../envs/torch.yaml"
     threads: 1
@@ -30,27 +29,41 @@ rule recover_set:
         "../src/steps/recover_set.py"
 
 
-if STUDY.shards > 1:
+SHARD = "{stage2}/shard-{shard}-of-{shards}"
 
-    rule merge_shards:
-        input:
-            set=stage1_set,
-            shards=shard_files,
-        output:
-            set=f"{RESULTS}/recovered/{{dataset}}/ipc{{ipc}}/{{stage1}}/{{stage2}}.safetensors",
-        log:
-            f"{LOGS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}.log",
-        benchmark:
-            f"{BENCHMARKS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}.tsv"
-        conda:
-            "../envs/torch.yaml"
-        threads: 1
-        params:
-            code=code("merge_shards"),
-        message:
-            "stage 2: {wildcards.stage2} on {wildcards.stage1}, {wildcards.dataset}, IPC {wildcards.ipc}: put together"
-        script:
-            "../src/steps/merge_shards.py"
+
+use rule recover_set as recover_shard with:
+    output:
+        set=f"{RESULTS}/recovered/{{dataset}}/ipc{{ipc}}/{{stage1}}/{SHARD}.safetensors",
+    log:
+        f"{LOGS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}/{SHARD}.log",
+    benchmark:
+        f"{BENCHMARKS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}/{SHARD}.tsv"
+    wildcard_constraints:
+        dataset=sharded(True),
+
+
+rule merge_shards:
+    input:
+        set=stage1_set,
+        shards=shard_files,
+    output:
+        set=f"{RESULTS}/recovered/{{dataset}}/ipc{{ipc}}/{{stage1}}/{{stage2}}.safetensors",
+    log:
+        f"{LOGS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}.log",
+    benchmark:
+        f"{BENCHMARKS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}.tsv"
+    wildcard_constraints:
+        dataset=sharded(True),
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    params:
+        code=code("merge_shards"),
+    message:
+        "stage 2: {wildcards.stage2} on {wildcards.stage1}, {wildcards.dataset}, IPC {wildcards.ipc}: put together"
+    script:
+        "../src/steps/merge_shards.py"
 
 
 rule trace_phases:

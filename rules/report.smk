@@ -136,7 +136,7 @@ rule measure_sets:
     threads: 1
     params:
         cells=lambda wildcards: [asdict(cell) for cell in cells_of_dataset(wildcards)],
-        teacher=STUDY.teacher.model_dump(mode="json") if STUDY.teacher else None,
+        teacher=teacher_settings,
         source=teacher_source,
         per_class=STUDY.report.reference_per_class,
         code=code("measure_sets"),

@@ -13,7 +13,7 @@ rule train_teacher:
     resources:
         gpu=STUDY.gpus,
     params:
-        teacher=STUDY.teacher.model_dump(mode="json") if STUDY.teacher else None,
+        teacher=teacher_settings,
         checkpoints=f"{RESULTS}/checkpoints/teachers/{{dataset}}",
         code=code("train_teacher"),
     message:
@@ -39,8 +39,8 @@ rule record_answers:
         "../envs/torch.yaml"
     threads: 1
     params:
-        protocol=STUDY.students.protocol.model_dump(mode="json"),
-        teacher=STUDY.teacher.model_dump(mode="json") if STUDY.teacher else None,
+        protocol=protocol_settings,
+        teacher=teacher_settings,
         source=teacher_source,
         seed=STUDY.students.replay_seed,
         code=code("record_answers"),
@@ -70,11 +70,11 @@ rule train_students:
         gpu=STUDY.gpus,
     params:
         study=STUDY.name,
-        protocol=STUDY.students.protocol.model_dump(mode="json"),
-        teacher=STUDY.teacher.model_dump(mode="json") if STUDY.teacher else None,
+        protocol=protocol_settings,
+        teacher=teacher_settings,
         source=teacher_source,
         architectures=student_architectures,
-        seeds=STUDY.students.seeds,
+        seeds=student_seeds,
         memory_gb=STUDY.students.memory_gb,
         checkpoints=f"{RESULTS}/checkpoints/students/{{dataset}}/ipc{{ipc}}/{{stage1}}/{{set}}/{{scale}}/{{group}}",
         prior=lambda wildcards: "" if wildcards.set == NONE else prior_source(wildcards),
@@ -103,7 +103,7 @@ rule train_on_all_images:
         study=STUDY.name,
         full=STUDY.students.full_data.model_dump(mode="json") if STUDY.students.full_data else None,
         architectures=student_architectures,
-        seeds=STUDY.students.seeds,
+        seeds=student_seeds,
         memory_gb=STUDY.students.memory_gb,
         checkpoints=f"{RESULTS}/checkpoints/students/{{dataset}}/{cells.FULL}/{{group}}",
         code=code("train_on_all_images"),

@@ -33,27 +33,45 @@ class StudentCell:
 def set_cells(study: Study) -> Iterator[SetCell]:
     """All sets of the study, each stage-1 set before what is made of it."""
     for dataset in study.datasets:
-        for ipc in study.ipc:
-            for stage1 in study.distill:
+        for ipc in study.ipcs(dataset):
+            for stage1, entry in study.distill.items():
+                if not entry.covers(dataset, ipc):
+                    continue
                 yield SetCell(dataset, ipc, stage1)
-                for stage2, entry in study.recover.items():
-                    if entry.applies_to is None or stage1 in entry.applies_to:
+                for stage2 in study.recover:
+                    if study.treats(stage2, stage1, dataset, ipc):
                         yield SetCell(dataset, ipc, stage1, stage2)
 
 
-def student_groups(study: Study) -> dict[str, list[str]]:
-    """Architectures by job of a set: all in one, or one each."""
-    names = list(study.students.architectures)
-    return {"all": names} if study.students.together else {name: [name] for name in names}
+def student_groups(study: Study, dataset: str) -> dict[str, list[str]]:
+    """Architectures by job of a set of a dataset: all in one, or one each."""
+    students = study.students_at(dataset)
+    names = list(students.architectures)
+    return {"all": names} if students.together else {name: [name] for name in names}
 
 
 def student_cells(study: Study) -> Iterator[StudentCell]:
     """All student jobs of the study."""
     for cell in set_cells(study):
-        twice = cell.stage2 in study.students.as_published.get(cell.stage1, [])
+        twice = cell.stage2 in study.students_at(cell.dataset).as_published.get(cell.stage1, [])
         for scale in [MATCHED, AS_PUBLISHED] if twice else [MATCHED]:
-            for group in student_groups(study):
+            for group in student_groups(study, cell.dataset):
                 yield StudentCell(cell, scale, group)
+
+
+def full_cells(study: Study) -> Iterator[tuple[str, str]]:
+    """Datasets and groups of the students that are trained on all training images."""
+    for dataset in study.datasets:
+        if study.students_at(dataset).full_data is not None:
+            for group in student_groups(study, dataset):
+                yield dataset, group
+
+
+def shown_cell(study: Study) -> SetCell:
+    """The stage-1 set that galleries and trajectories are of: the report's, at its first dataset's largest IPC."""
+    stage1 = study.report.ladder_of or next(iter(study.distill))
+    dataset = next(study.places(study.distill[stage1]))[0]
+    return SetCell(dataset, max(ipc for place, ipc in study.places(study.distill[stage1]) if place == dataset), stage1)
 
 
 def prepared_path(dataset: str) -> Path:
@@ -74,13 +92,13 @@ def set_path(study: Study, cell: SetCell) -> Path:
 def shard_paths(study: Study, cell: SetCell, count: int) -> list[Path]:
     """The shards of a recovered set of `count` classes."""
     whole = set_path(study, cell)
-    shards = min(study.shards, count)
+    shards = min(study.shards_at(cell.dataset), count)
     return [whole.with_suffix("") / f"shard-{i}-of-{shards}.safetensors" for i in range(shards)]
 
 
-def shard_classes(study: Study, number: int, count: int) -> tuple[int, int]:
-    """First class and end of a shard; sizes differ by at most one."""
-    shards = min(study.shards, count)
+def shard_classes(shards: int, number: int, count: int) -> tuple[int, int]:
+    """First class and end of a shard of so many; sizes differ by at most one."""
+    shards = min(shards, count)
     return round(number * count / shards), round((number + 1) * count / shards)
 
 
@@ -108,10 +126,11 @@ def full_path(study: Study, dataset: str, group: str) -> Path:
 
 def teacher_path(study: Study, dataset: str) -> str | None:
     """File or timm name of a dataset's teacher; None if the study has none."""
-    if study.teacher is None:
+    teacher = study.teacher_at(dataset)
+    if teacher is None:
         return None
-    trained = study.teacher.source == "trained"
-    return str(results_path(study) / "teachers" / f"{dataset}.safetensors") if trained else study.teacher.source
+    trained = teacher.source == "trained"
+    return str(results_path(study) / "teachers" / f"{dataset}.safetensors") if trained else teacher.source
 
 
 def prior_path(study: Study, dataset: str) -> str:

@@ -1,28 +1,45 @@
 """Commands on a study's configuration."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from diver.cli.common import Json, print_json
+from diver.cli.common import CHECKOUT, Json, print_json
 
 
-def check(study: Annotated[Path, typer.Argument(help="A study's YAML file.")], json_: Json = False) -> None:
-    """Check a study's configuration and say how many jobs it has.
+def home_of_studies() -> Path:
+    """Where a study's paths start: the current folder, if it is a checkout, else the one that this code lies in."""
+    return Path() if Path("config/datasets").is_dir() else CHECKOUT
+
+
+def check(
+    study: Annotated[Path, typer.Argument(help="A study's YAML file.")],
+    plan: Annotated[bool, typer.Option(help="Accept that data, released sets or a prior are not here yet.")] = False,
+    json_: Json = False,
+) -> None:
+    """Check a study's configuration, its datasets and what must be here; say how many jobs it has.
 
     Example: diver check config/default.yaml
     """
-    from diver.config.study import load_study
+    from diver.checks import check_study
+    from diver.config.study import read_yaml
     from diver.study import set_cells, student_cells, student_groups
 
-    loaded = load_study(study)
-    sets, jobs, groups = len(list(set_cells(loaded))), list(student_cells(loaded)), student_groups(loaded)
-    students = sum(len(groups[job.group]) for job in jobs) * len(loaded.students.seeds)
+    checked = check_study(read_yaml(study), str(study), home_of_studies(), planning=plan)
+    loaded, students = checked.study, 0
+    sets, jobs = len(list(set_cells(loaded))), list(student_cells(loaded))
+    for job in jobs:
+        dataset = job.set.dataset
+        students += len(student_groups(loaded, dataset)[job.group]) * len(loaded.students_at(dataset).seeds)
     if json_:
-        print_json({"study": str(study), "sets": sets, "student_jobs": len(jobs), "students": students})
+        counts = {"sets": sets, "student_jobs": len(jobs), "students": students}
+        print_json({"study": str(study), **counts, "missing": checked.missing})
     else:
+        for line in checked.missing:
+            print(f"{study}: missing here: {line}", file=sys.stderr)
         print(f"{study}: valid; {sets} sets, {len(jobs)} student jobs, {students} students")
 
 

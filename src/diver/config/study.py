@@ -1,20 +1,26 @@
 """A whole study: one YAML file."""
 
+import re
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from diver.config import distill, distill_presets, recover
 from diver.config.base import ConfigError, Model, nearest
+from diver.config.mending import Faults, fault_lines, mended
 from diver.config.prior import PriorChoice
-from diver.config.protocols import by_ipc
-from diver.config.students import Students, Teacher
+from diver.config.protocols import Protocol, by_ipc
+from diver.config.students import Architecture, Students, Teacher
 
 NONE = "none"
 # Names that stand for something in paths and tables.
 TAKEN = {"distill": "full", "recover": NONE}
+# Parts of the evaluation that may differ by dataset.
+_DEPARTING = ("protocol", "seeds", "architectures", "as_published")
 
 
 def _checked(settings: dict[str, Any], method: str, models: dict[str, type[Any]]) -> dict[str, Any]:
@@ -23,10 +29,34 @@ def _checked(settings: dict[str, Any], method: str, models: dict[str, type[Any]]
     try:
         return models[method](**settings).model_dump(mode="json")
     except ValidationError as error:
-        raise ValueError("; ".join(_faults(error, models[method]))) from error
+        raise Faults(fault_lines(error, models[method])) from error
 
 
-class DistillEntry(Model):
+class Restricted(Model):
+    """An entry of a study that may be for some of its datasets and IPCs only."""
+
+    datasets: list[str] | None = Field(None, description="Datasets that it is for; all when left out.")
+    ipc: list[int] | None = Field(None, description="Images per class that it is for; all when left out.")
+
+    def covers(self, dataset: str, ipc: int) -> bool:
+        """Whether it is for a dataset at an IPC."""
+        return (self.datasets is None or dataset in self.datasets) and (self.ipc is None or ipc in self.ipc)
+
+
+# What a path may leave open.
+_OPEN = re.compile(r"\{(\w*)\}")
+
+
+def filled(path: str, dataset: str, ipc: int) -> str:
+    """A path with `{dataset}` and `{ipc}` filled in. Raises ValueError for another name in braces."""
+    known = {"dataset": dataset, "ipc": str(ipc)}
+    for name in _OPEN.findall(path):
+        if name not in known:
+            raise ValueError(f"path: unknown {{{name}}}; {{dataset}} and {{ipc}} are filled in")
+    return _OPEN.sub(lambda match: known[match[1]], path)
+
+
+class DistillEntry(Restricted):
     """A stage-1 set of the study."""
 
     method: str = Field(description="Name in the registry of stage-1 methods.")
@@ -35,18 +65,29 @@ class DistillEntry(Model):
         None, description="published: start from the method's published settings for the dataset and IPC."
     )
     settings: dict[str, Any] = Field({}, description="The method's settings; what is left out takes its default.")
+    by_dataset: dict[str, dict[str, Any]] = Field({}, description="Settings that differ for a dataset.")
     by_ipc: dict[int, dict[str, Any]] = Field({}, description="Settings that differ at an IPC.")
 
     @model_validator(mode="after")
     def _settings(self) -> Self:
-        for extra in ({}, *self.by_ipc.values()):
-            _checked({**self.settings, **extra}, self.method, distill.SETTINGS)
+        lines: list[str] = []
+        for extra in ({}, *self.by_dataset.values(), *self.by_ipc.values()):
+            try:
+                _checked({**self.settings, **extra}, self.method, distill.SETTINGS)
+            except Faults as faults:
+                lines += faults.lines
+        if lines:
+            raise Faults(lines)
         return self
 
     def at(self, dataset: str, ipc: int) -> dict[str, Any]:
         """All settings for a dataset and IPC, the published ones and defaults filled in."""
         base = distill_presets.published(self.method, dataset, ipc) if self.preset else {}
-        return _checked({**base, **self.settings, **self.by_ipc.get(ipc, {})}, self.method, distill.SETTINGS)
+        departures = {**self.settings, **self.by_dataset.get(dataset, {}), **self.by_ipc.get(ipc, {})}
+        found = _checked({**base, **departures}, self.method, distill.SETTINGS)
+        if found.get("path"):
+            found["path"] = filled(found["path"], dataset, ipc)
+        return found
 
 
 class ExpertsEntry(Model):
@@ -66,7 +107,14 @@ class ExpertsEntry(Model):
         return _checked({**base, **self.settings}, "experts", {"experts": distill.ExpertsConfig})
 
 
-class RecoverEntry(Model):
+class RecoverDeparture(Model):
+    """How a stage-2 treatment differs for one stage-1 entry."""
+
+    preset: str | None = Field(None, description="A published setting of the same method, instead of the entry's.")
+    settings: dict[str, Any] = Field({}, description="Settings that differ, after the entry's own.")
+
+
+class RecoverEntry(Restricted):
     """A stage-2 treatment of the study."""
 
     method: str = Field("", description="Name in the registry of stage-2 methods; a preset's own when left out.")
@@ -74,6 +122,7 @@ class RecoverEntry(Model):
     label: str = Field(description="Name in tables and figures.")
     settings: dict[str, Any] = Field({}, description="The method's settings; what is left out takes its default.")
     applies_to: list[str] | None = Field(None, description="Stage-1 entries that it is applied to; all when left out.")
+    by_stage1: dict[str, RecoverDeparture] = Field({}, description="Departures by stage-1 entry.")
     sweep: dict[str, list[Any]] = Field(
         {},
         description="Makes an entry of each value: settings with a list of values each, which are taken side by side. "
@@ -97,31 +146,49 @@ class RecoverEntry(Model):
 
     @model_validator(mode="after")
     def _settings(self) -> Self:
-        self.full()
+        lines: list[str] = []
+        for name in ["", *self.by_stage1]:
+            try:
+                self.full(name)
+            except Faults as faults:
+                lines += faults.lines
+            except ValueError as fault:
+                lines.append(str(fault))
+        if lines:
+            raise Faults(lines)
         return self
 
-    def full(self) -> dict[str, Any]:
-        """All settings, the preset's and the defaults filled in."""
-        base = recover.PRESETS[self.preset].settings if self.preset else {}
-        return _checked({**base, **self.settings}, self.method, recover.SETTINGS)
+    def full(self, stage1: str = "") -> dict[str, Any]:
+        """All settings for a stage-1 entry, the preset's and the defaults filled in."""
+        own = self.by_stage1.get(stage1, RecoverDeparture())
+        name = own.preset or self.preset
+        if own.preset and own.preset not in recover.PRESETS:
+            near = nearest(str(name), list(recover.PRESETS))
+            raise ValueError(f"by_stage1.{stage1}: unknown preset {name!r}; {near}")
+        if own.preset and recover.PRESETS[own.preset].method != self.method:
+            raise ValueError(
+                f"by_stage1.{stage1}: preset {name!r} is one of method {recover.PRESETS[own.preset].method!r}, not "
+                f"{self.method!r}; take another, or an entry of its own with applies_to: [{stage1}]"
+            )
+        base = recover.PRESETS[name].settings if name else {}
+        return _checked({**base, **self.settings, **own.settings}, self.method, recover.SETTINGS)
 
 
-def sweep_points(entries: dict[str, Any]) -> dict[str, Any]:
-    """Stage-2 entries with each sweep as entries of its points, in the order of its values.
-
-    Raises ValueError if a sweep's lists differ in length or a point's name stands for two.
-    """
+def sweep_points(entries: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Stage-2 entries with each sweep as entries of its points, in the order of its values, and what is wrong with
+    sweeps: lists that differ in length, a name that stands for two."""
     found: dict[str, Any] = {}
+    faults: list[str] = []
     for name, entry in entries.items():
         sweep = entry.get("sweep") if isinstance(entry, dict) else None
+        points = {}
         if not sweep:
             points = {name: entry}
         elif not isinstance(sweep, dict) or not all(isinstance(values, list) for values in sweep.values()):
-            raise ValueError(f"recover.{name}.sweep: a setting with a list of values, as in {{gamma: [0.02, 0.1]}}")
+            faults.append(f"recover.{name}.sweep: a setting with a list of values, as in {{gamma: [0.02, 0.1]}}")
         elif len({len(values) for values in sweep.values()}) > 1:
-            raise ValueError(f"recover.{name}.sweep: the lists of {', '.join(sweep)} differ in length")
+            faults.append(f"recover.{name}.sweep: the lists of {', '.join(sweep)} differ in length")
         else:
-            points = {}
             for values in zip(*sweep.values(), strict=True):
                 text = "-".join(map(str, values))
                 points[f"{name}-{text}"] = {
@@ -132,9 +199,9 @@ def sweep_points(entries: dict[str, Any]) -> dict[str, Any]:
                 }
         for point, made in points.items():
             if point in found:
-                raise ValueError(f"recover.{name}: the name {point!r} is there twice")
+                faults.append(f"recover.{name}: the name {point!r} is there twice")
             found[point] = made
-    return found
+    return found, faults
 
 
 class Report(Model):
@@ -154,18 +221,30 @@ class Report(Model):
     )
 
 
+class StudentsDeparture(Model):
+    """How the evaluation differs for one dataset; what is left out is the study's."""
+
+    protocol: Protocol | None = Field(None, description="How a student is trained and tested.")
+    seeds: list[int] | None = Field(None, min_length=1, description="One student per seed.")
+    architectures: dict[str, Architecture] | None = Field(None, description="Students by short name.")
+    as_published: dict[str, list[str]] | None = Field(None, description="As of the study's students.")
+    full_data: bool = Field(True, description="Whether the study's `full_data` is for this dataset too.")
+
+
 class Study(Model):
     """A study: datasets x IPC x stage 1 x stage 2 x students."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="Folder of the results.")
     datasets: list[str] = Field(min_length=1, description="Names of the files in config/datasets.")
     ipc: list[int] = Field(min_length=1, description="Images per class.")
+    ipc_of: dict[str, list[int]] = Field({}, description="Images per class of datasets that differ.")
     prior: PriorChoice = Field(description="The autoencoder and diffusion transformer.")
     distill: dict[str, DistillEntry] = Field(min_length=1, description="Stage-1 sets by short name.")
     recover: dict[str, RecoverEntry] = Field({}, description="Stage-2 treatments by short name.")
     shards: int = Field(
         1, ge=1, description="Jobs that a recovery is divided into, by ranges of classes: one per GPU for a large set."
     )
+    shards_of: dict[str, int] = Field({}, description="Jobs of a recovery for datasets that differ.")
     gpus: int = Field(
         1,
         ge=0,
@@ -176,15 +255,29 @@ class Study(Model):
         {}, description="Expert trajectories by short name; the published ones (plain, zca, edf) need no entry."
     )
     teacher: Teacher | None = Field(None, description="For soft-label protocols and as the encoder of coresets.")
+    teacher_of: dict[str, Teacher | None] = Field(
+        {}, description="Teachers of datasets that differ; null for one that has none."
+    )
     students: Students = Field(description="The evaluation.")
+    students_of: dict[str, StudentsDeparture] = Field({}, description="Departures of the evaluation by dataset.")
     report: Report = Field(Report(), description="Tables and figures.")
 
     @model_validator(mode="before")
     @classmethod
     def _sweeps(cls, given: Any) -> Any:
         if isinstance(given, dict) and isinstance(given.get("recover"), dict):
-            return {**given, "recover": sweep_points(given["recover"])}
+            points, faults = sweep_points(given["recover"])
+            if faults:
+                raise Faults(faults)
+            return {**given, "recover": points}
         return given
+
+    @field_validator("ipc")
+    @classmethod
+    def _positive(cls, value: list[int]) -> list[int]:
+        if min(value) < 1:
+            raise ValueError("an IPC is at least 1")
+        return value
 
     def sweeps(self) -> dict[str, list[str]]:
         """Points of each sweep, in order."""
@@ -194,72 +287,186 @@ class Study(Model):
                 families.setdefault(entry.swept, []).append(name)
         return families
 
-    @model_validator(mode="after")
-    def _names(self) -> Self:
+    def ipcs(self, dataset: str) -> list[int]:
+        """Images per class of a dataset."""
+        return self.ipc_of.get(dataset, self.ipc)
+
+    def places(self, entry: Restricted) -> Iterator[tuple[str, int]]:
+        """Datasets and IPCs that an entry is for."""
+        for dataset in self.datasets:
+            for ipc in self.ipcs(dataset):
+                if entry.covers(dataset, ipc):
+                    yield dataset, ipc
+
+    def treats(self, stage2: str, stage1: str, dataset: str, ipc: int) -> bool:
+        """Whether a stage-2 entry is applied to a stage-1 set."""
+        entry = self.recover[stage2]
+        return (entry.applies_to is None or stage1 in entry.applies_to) and entry.covers(dataset, ipc)
+
+    def teacher_at(self, dataset: str) -> Teacher | None:
+        """A dataset's teacher."""
+        return self.teacher_of.get(dataset, self.teacher)
+
+    def shards_at(self, dataset: str) -> int:
+        """Jobs of a recovery for a dataset."""
+        return self.shards_of.get(dataset, self.shards)
+
+    @cached_property
+    def _students(self) -> dict[str, Students]:
+        found = {}
+        for dataset in self.datasets:
+            own = self.students_of.get(dataset, StudentsDeparture())
+            kept = {key: value for key in _DEPARTING if (value := getattr(own, key)) is not None}
+            kept |= {} if own.full_data else {"full_data": None}
+            found[dataset] = self.students.model_copy(update=kept) if kept else self.students
+        return found
+
+    def students_at(self, dataset: str) -> Students:
+        """A dataset's evaluation."""
+        return self._students[dataset]
+
+    def faults(self, known: Mapping[str, list[str]], taken: set[str]) -> list[str]:
+        """What is wrong across sections, a line each.
+
+        `known`: the names of the entries by section, with those that are refused for themselves; `taken`: keys that
+        were, of which nothing more is said.
+        """
         faults: list[str] = []
-        known2 = [*self.recover, NONE]
+        known2 = [*known["recover"], NONE]
 
         def refer(key: str, names: list[str], valid: list[str]) -> None:
             faults.extend(f"{key}: unknown {name!r}; {nearest(name, valid)}" for name in names if name not in valid)
 
-        for name, entry in self.recover.items():
-            refer(f"recover.{name}.applies_to", entry.applies_to or [], list(self.distill))
-        refer("students.as_published", list(self.students.as_published), list(self.distill))
-        for stage1, names in self.students.as_published.items():
-            refer(f"students.as_published.{stage1}", names, known2)
+        for section in ("ipc_of", "teacher_of", "students_of", "shards_of"):
+            refer(section, list(getattr(self, section)), self.datasets)
+        for dataset, ipcs in self.ipc_of.items():
+            if not ipcs or min(ipcs) < 1:
+                faults.append(f"ipc_of.{dataset}: at least one IPC, each at least 1")
+        for dataset, shards in self.shards_of.items():
+            if shards < 1:
+                faults.append(f"shards_of.{dataset}: at least 1 (given: {shards})")
+        entries: dict[str, Restricted] = {f"distill.{name}": entry for name, entry in self.distill.items()}
+        entries |= {f"recover.{name}": entry for name, entry in self.recover.items()}
+        for key, entry in entries.items():
+            refer(f"{key}.datasets", entry.datasets or [], self.datasets)
+            if set(entry.datasets or self.datasets) <= set(self.datasets) and not any(self.places(entry)):
+                faults.append(f"{key}.ipc: {entry.ipc} is no IPC of its datasets, so it is for nothing")
+        for name, one in self.distill.items():
+            refer(f"distill.{name}.by_dataset", list(one.by_dataset), self.datasets)
+        for name, two in self.recover.items():
+            refer(f"recover.{name}.applies_to", two.applies_to or [], known["distill"])
+            refer(f"recover.{name}.by_stage1", list(two.by_stage1), known["distill"])
+        published = {"students": self.students.as_published}
+        published |= {f"students_of.{name}": own.as_published or {} for name, own in self.students_of.items()}
+        for key, pairs in published.items():
+            refer(f"{key}.as_published", list(pairs), known["distill"])
+            for stage1, names in pairs.items():
+                refer(f"{key}.as_published.{stage1}", names, known2)
         refer("report.ladder", self.report.ladder, known2)
         refer("report.gallery", self.report.gallery, known2)
-        refer("report.ladder_of", [self.report.ladder_of] if self.report.ladder_of else [], list(self.distill))
-        refer("report.phases_of", [self.report.phases_of] if self.report.phases_of else [], list(self.recover))
+        refer("report.ladder_of", [self.report.ladder_of] if self.report.ladder_of else [], known["distill"])
+        refer("report.phases_of", [self.report.phases_of] if self.report.phases_of else [], known["recover"])
         for section, name in TAKEN.items():
             if name in getattr(self, section):
                 faults.append(f"{section}.{name}: the name stands for something else; choose another")
-        for key in ("epochs", "batch"):
-            for ipc in self.ipc:
-                try:
-                    by_ipc(getattr(self.students.protocol, key), ipc, f"students.protocol.{key}")
-                except ValueError as fault:
-                    faults.append(str(fault))
-        faults += self._stage1_faults()
-        encoded = [] if faults else [name for name in self.distill if self.uses_teacher(name)]
-        wants = [*encoded, self.students.protocol.name] if self.students.protocol.needs_teacher() else encoded
-        if wants and self.teacher is None:
-            faults.append(
-                f"{wants[0]} needs a teacher: add `teacher:` with `network:` to have it trained on the training set "
-                "by the workflow, or with `source:` for a file of weights or timm:NAME"
-            )
-        if encoded and self.teacher is not None and self.teacher.source.startswith("timm:"):
-            faults.append(f"distill.{encoded[0]}: a teacher of timm has no file; give the path of a network's file")
-        if all(one.role == "proxy" for one in self.students.architectures.values()):
-            faults.append(
-                "students.architectures: all are proxies, and the tables' means are over unseen ones; give one without "
-                "role: proxy"
-            )
-        if faults:
-            raise ValueError("; ".join(faults))
-        return self
+        faults += self._stage1_faults(known["experts"])
+        faults += self._predd_faults()
+        faults += self._evaluation_faults()
+        if not any(key.startswith("teacher") for key in taken):
+            faults += self._teacher_faults()
+        if not any(key.startswith("students") for key in taken):
+            faults += self._role_faults()
+        return list(dict.fromkeys(faults))
 
-    def _stage1_faults(self) -> list[str]:
+    def _evaluation_faults(self) -> list[str]:
+        """Datasets and IPCs for which a protocol has no epochs or batch."""
+        faults = []
+        for dataset in self.datasets:
+            own = self.students_of.get(dataset)
+            owner = f"students_of.{dataset}" if own is not None and own.protocol is not None else "students"
+            for key in ("epochs", "batch"):
+                for ipc in self.ipcs(dataset):
+                    try:
+                        by_ipc(getattr(self.students_at(dataset).protocol, key), ipc, f"{owner}.protocol.{key}")
+                    except ValueError as fault:
+                        faults.append(str(fault))
+        return faults
+
+    def _role_faults(self) -> list[str]:
+        """Evaluations that are left with proxies alone."""
+        faults = []
+        for dataset in self.datasets:
+            own = self.students_of.get(dataset)
+            owner = f"students_of.{dataset}" if own is not None and own.architectures is not None else "students"
+            if all(one.role == "proxy" for one in self.students_at(dataset).architectures.values()):
+                faults.append(
+                    f"{owner}.architectures: all are proxies, and the tables' means are over unseen ones; give one "
+                    "without role: proxy"
+                )
+        return faults
+
+    def _teacher_faults(self) -> list[str]:
+        """Protocols and stage-1 entries that want a teacher where there is none, or one that has no file."""
+        faults = []
+        for dataset in self.datasets:
+            encoded = [name for name in self.distill if self.uses_teacher(name, dataset)]
+            protocol, teacher = self.students_at(dataset).protocol, self.teacher_at(dataset)
+            wants = [*encoded, protocol.name] if protocol.needs_teacher() else encoded
+            of = f" for {dataset}" if self.teacher_of else ""
+            if wants and teacher is None:
+                faults.append(
+                    f"{wants[0]} needs a teacher{of}: add `{f'teacher_of.{dataset}' if of else 'teacher'}:` with "
+                    "`network:` to have it trained on the training set by the workflow, or with `source:` for a file "
+                    "of weights or timm:NAME"
+                )
+            if encoded and teacher is not None and teacher.source.startswith("timm:"):
+                faults.append(
+                    f"distill.{encoded[0]}: a teacher of timm{of} has no file; give the path of a network's file"
+                )
+        return faults
+
+    def _stage1_faults(self, experts: list[str]) -> list[str]:
         """What is wrong with a stage-1 entry at some dataset and IPC."""
         faults = []
         for name, entry in self.distill.items():
-            for dataset in self.datasets:
-                for ipc in self.ipc:
-                    try:
-                        settings = entry.at(dataset, ipc)
-                    except ValueError as fault:
-                        faults.append(f"distill.{name}: {fault}")
-                        continue
-                    if entry.method == "released" and not settings["path"]:
-                        key = f"distill.{name}.by_ipc.{ipc}.path"
-                        faults.append(f"{key}: a released set needs its file; give a path for each IPC")
-                    wanted = settings.get("experts")
-                    if wanted is not None and "/" not in wanted and wanted not in self.all_experts():
+            for dataset, ipc in self.places(entry):
+                try:
+                    settings = entry.at(dataset, ipc)
+                except Faults as found:
+                    faults += [f"distill.{name}: {line}" for line in found.lines]
+                    continue
+                except ValueError as fault:
+                    faults.append(f"distill.{name}: {fault}")
+                    continue
+                if entry.method == "released" and not settings["path"]:
+                    key = f"distill.{name}.by_ipc.{ipc}.path"
+                    faults.append(f"{key}: a released set needs its file; give a path for each IPC")
+                wanted = settings.get("experts")
+                if wanted is not None and "/" not in wanted and wanted not in experts:
+                    faults.append(
+                        f"distill.{name}.settings.experts: unknown {wanted!r}; "
+                        f"{nearest(wanted, experts)}, or a folder of experts with a / in its path"
+                    )
+        return faults
+
+    def _predd_faults(self) -> list[str]:
+        """Sets that PReDD has no noise level for."""
+        faults = []
+        for name, entry in self.recover.items():
+            if entry.method != "predd":
+                continue
+            for stage1, one in self.distill.items():
+                settings, own = entry.full(stage1), entry.by_stage1.get(stage1, RecoverDeparture())
+                if not settings["by_ipc"] or {"forward_t", "reverse_t"} <= {*entry.settings, *own.settings}:
+                    continue
+                for dataset, ipc in self.places(one):
+                    if self.treats(name, stage1, dataset, ipc) and str(ipc) not in settings["by_ipc"]:
                         faults.append(
-                            f"distill.{name}.settings.experts: unknown {wanted!r}; "
-                            f"{nearest(wanted, list(self.all_experts()))}, or a folder of experts with a / in its path"
+                            f"recover.{name}.settings.by_ipc: no levels for IPC {ipc} ({stage1}); add "
+                            f"{ipc}: [forward_t, reverse_t], or restrict the entry by `ipc:` or `datasets:` "
+                            f"(known: IPC {', '.join(settings['by_ipc'])})"
                         )
-        return list(dict.fromkeys(faults))
+        return faults
 
     def departures(self, entry: DistillEntry, dataset: str, ipc: int) -> list[str]:
         """Settings of a stage-1 entry and its experts that differ from the published ones: "key value (published)"."""
@@ -281,60 +488,67 @@ class Study(Model):
             if ours[key] != published[key] and key not in ("seed", "experts")
         ]
 
-    def uses_teacher(self, name: str) -> bool:
-        """Whether a stage-1 entry asks for the study's teacher."""
-        found = (self.distill[name].at(dataset, ipc) for dataset in self.datasets for ipc in self.ipc)
-        return any(settings.get(key) == distill.TEACHER for settings in found for key in distill.NETWORKS)
+    def uses_teacher(self, name: str, dataset: str) -> bool:
+        """Whether a stage-1 entry asks for the study's teacher on a dataset; not, if its settings are refused."""
+        for place, ipc in self.places(self.distill[name]):
+            if place != dataset:
+                continue
+            try:
+                settings = self.distill[name].at(dataset, ipc)
+            except ValueError:
+                continue
+            if any(settings.get(key) == distill.TEACHER for key in distill.NETWORKS):
+                return True
+        return False
 
     def all_experts(self) -> dict[str, ExpertsEntry]:
         """Experts that stage-1 entries may name: the published ones and the study's."""
         return {**{name: ExpertsEntry(preset=name) for name in distill_presets.EXPERTS}, **self.experts}
 
 
-def _model_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:
-    """The model that a validation error's location lies in, following fields and the keys of dictionaries."""
-    current: Any = model
-    for part in location:
-        if isinstance(current, type) and issubclass(current, BaseModel):
-            field = current.model_fields.get(str(part))
-            current = field.annotation if field else None
-        else:
-            # A dictionary of models: the part is its key, the model its last type argument.
-            current = (getattr(current, "__args__", None) or (None,))[-1]
-    return current if isinstance(current, type) and issubclass(current, BaseModel) else None
+def examine(raw: dict[str, Any]) -> tuple[Study | None, list[str]]:
+    """A study and everything that is wrong with it, a line each.
+
+    With faults, the study is what is left of it, for whoever looks for more; None if that is too little.
+    """
+    content, lines = dict(raw), list[str]()
+    sections = {name: raw.get(name) for name in ("distill", "recover", "experts")}
+    if isinstance(sections["recover"], dict):
+        content["recover"], lines = sweep_points(sections["recover"])
+        sections["recover"] = {**sections["recover"], **content["recover"]}
+    study, refused, taken = mended(Study, content)
+    lines += refused
+    if study is not None:
+        known = {name: list(entries) if isinstance(entries, dict) else [] for name, entries in sections.items()}
+        known["experts"] = list(dict.fromkeys([*study.all_experts(), *known["experts"]]))
+        lines += study.faults(known, taken)
+    return study, list(dict.fromkeys(lines))
 
 
-def _faults(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """One line per fault: key, what is wrong, the nearest valid name for an unknown key."""
-    lines = []
-    for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            owner = _model_at(model, fault["loc"][:-1])
-            hint = f"; {nearest(str(fault['loc'][-1]), list(owner.model_fields))}" if owner else ""
-            lines.append(f"{key}: unknown key{hint}")
-        else:
-            message = fault["msg"].removeprefix("Value error, ")
-            given = "" if fault["type"] in ("value_error", "missing") else f" (given: {fault['input']!r})"
-            lines.append(f"{key}: {message}{given}" if key else message)
-    return lines
+def refusal(source: str, lines: list[str]) -> ConfigError:
+    """The one message about all faults."""
+    return ConfigError("\n".join([f"{source} is refused:", *(f"  {line}" for line in lines)]))
 
 
 def parse_study(raw: dict[str, Any], source: str) -> Study:
     """Validate a loaded configuration. Raises ConfigError that lists every fault, one a line."""
-    try:
-        return Study(**raw)
-    except ValidationError as error:
-        faults = "\n".join(f"  {line}" for line in _faults(error, Study))
-        raise ConfigError(f"{source} is refused:\n{faults}") from None
+    study, faults = examine(raw)
+    if faults or study is None:
+        raise refusal(source, faults)
+    return study
 
 
-def load_study(path: str | Path) -> Study:
-    """Read and validate a study's YAML. Raises ConfigError, also when the file is missing or not YAML."""
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A study's YAML. Raises ConfigError if the file is missing, not YAML or no mapping."""
     try:
         raw = yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a study is a mapping, this is a {type(raw).__name__}")
-    return parse_study(raw, str(path))
+    return raw
+
+
+def load_study(path: str | Path) -> Study:
+    """Read and validate a study's YAML. Raises ConfigError, also when the file is missing or not YAML."""
+    return parse_study(read_yaml(path), str(path))

@@ -1,0 +1,196 @@
+"""What a study is refused for before anything runs: its configuration, its datasets, and what must be here already.
+
+All of it comes in one message. What is only missing (a folder of ImageNet, a released file, a local prior) does not
+stand in the way of planning: a dry run tells it and goes on.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from diver.config.base import nearest
+from diver.config.distill import NETWORKS, PIXELS, TEACHER
+from diver.config.prior import PriorChoice
+from diver.config.study import NONE, Study, examine, refusal
+from diver.data.spec import DatasetSpec, FolderSource, SpecError, load_dataset_spec
+from diver.study import prepared_path
+
+SPECS = Path("config/datasets")
+# Values of a stage-1 method's network that are no file.
+NO_FILE = (PIXELS, TEACHER, "experts", "imagenet", NONE)
+# Kinds of priors that say nothing of the variance, as they stand in names of sources.
+UNLEARNED = ("sit", "stable-diffusion")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A valid study, its datasets, and what it needs that is not here, a line each."""
+
+    study: Study
+    datasets: dict[str, DatasetSpec]
+    missing: list[str]
+
+
+def network_path(settings: dict[str, Any]) -> str | None:
+    """The file of the trained network that a stage-1 method's settings name, if they do."""
+    values = (settings.get(key) for key in NETWORKS)
+    return next((one for one in values if one and one not in NO_FILE and not one.startswith("timm:")), None)
+
+
+def is_hub_name(source: str) -> bool:
+    """Whether a source reads as owner/name of a model hub."""
+    return source.count("/") == 1 and not source.startswith((".", "/", "~"))
+
+
+def check_study(raw: dict[str, Any], source: str, root: Path = Path(), planning: bool = False) -> Checked:
+    """A configuration's study and datasets. `root`: the folder that its paths start from.
+
+    Raises ConfigError that lists every fault, one a line, with what is missing here; `planning` allows the latter
+    alone.
+    """
+    study, faults = examine(raw)
+    given = study.datasets if study is not None else raw.get("datasets")
+    names = [name for name in given if isinstance(name, str)] if isinstance(given, list) else []
+    datasets: dict[str, DatasetSpec] = {}
+    for name in dict.fromkeys(names):
+        path = root / SPECS / f"{name}.yaml"
+        if not path.exists():
+            known = [one.stem for one in (root / SPECS).glob("*.yaml")]
+            faults.append(f"datasets: no {SPECS / path.name}; {nearest(name, known)}")
+            continue
+        try:
+            datasets[name] = load_dataset_spec(path)
+        except SpecError as error:
+            faults.append(f"datasets: {error}")
+    missing: list[str] = []
+    if study is not None:
+        faults += dict.fromkeys(_faults(study, datasets, root))
+        missing = list(dict.fromkeys(_missing(study, datasets, root)))
+    if study is None or faults or (missing and not planning):
+        raise refusal(source, [*faults, *missing])
+    return Checked(study, datasets, missing)
+
+
+def _faults(study: Study, datasets: dict[str, DatasetSpec], root: Path) -> Iterator[str]:
+    """What does not fit together once the datasets are known."""
+    for name, spec in datasets.items():
+        fewest, ipcs = images_per_class(spec, root), study.ipcs(name)
+        if fewest is not None and max(ipcs) > fewest:
+            key = f"ipc_of.{name}" if name in study.ipc_of else "ipc"
+            yield (
+                f"{key}: IPC {max(ipcs)} is more than the {fewest} training images of {name}'s smallest class; lower it"
+                + ("" if key != "ipc" else f", or give `ipc_of: {{{name}: [...]}}`")
+            )
+        if study.recover and study.prior.source == "shipped" and not (root / f"data/shipped/{name}-prior").is_dir():
+            yield (
+                f"prior.source: none is shipped for {name}; name a directory or a hub's (facebook/DiT-XL-2-256 for "
+                "ImageNet's classes), or 'trained' to have one trained on the dataset"
+            )
+    for stage2, entry in study.recover.items():
+        for stage1, made in study.distill.items():
+            settings = entry.full(stage1)
+            places = [place for place in study.places(made) if study.treats(stage2, stage1, *place)]
+            known = {name: datasets[name].size for name, _ in places if name in datasets}
+            uneven = [name for name, size in known.items() if size % settings["tiles"]]
+            if uneven:
+                yield (
+                    f"recover.{stage2}.settings.tiles: {settings['tiles']} does not divide the {known[uneven[0]]} pixels "
+                    f"of {', '.join(uneven)}; take a divisor, 2 for NCFM"
+                )
+            learned = settings.get("sg_sigma") == "learned" and settings["sg_inject"] == "sample" and settings["gamma"]
+            if places and learned and learns_variance(study.prior, root) is False:
+                yield (
+                    f"recover.{stage2}: sg_sigma 'learned' wants a prior that predicts its variance, and "
+                    f"{study.prior.source} has none; set settings: {{sg_sigma: posterior}}, or take a DiT as "
+                    "prior.source"
+                )
+
+
+def images_per_class(spec: DatasetSpec, root: Path = Path()) -> int | None:
+    """Training images of a dataset's smallest class: of its prepared file, else what its specification says."""
+    path = root / prepared_path(spec.name)
+    if path.exists():
+        try:
+            with safe_open(path, framework="numpy") as file:
+                return int(np.bincount(file.get_tensor("train_labels"), minlength=len(spec.classes)).min())
+        except SafetensorError:
+            pass
+    return max(1, spec.pictures.train.least - spec.held_out) if spec.pictures else None
+
+
+def learns_variance(prior: PriorChoice, root: Path = Path()) -> bool | None:
+    """Whether a prior predicts its variance, as far as its files or its name tell; None if they do not."""
+    if prior.source in ("shipped", "trained") or prior.family in UNLEARNED:
+        return False
+    path = root / prior.source
+    try:
+        content = json.loads((path / "transformer/config.json").read_text())
+        return content["out_channels"] == 2 * content["in_channels"]
+    except (OSError, ValueError, KeyError, TypeError):
+        name = path.name.lower()
+    if name.startswith(UNLEARNED) or (path / "unet").is_dir():
+        return False
+    return True if name.startswith("dit") else None
+
+
+def _missing(study: Study, datasets: dict[str, DatasetSpec], root: Path) -> Iterator[str]:
+    """What must be here and is not."""
+    yield from _missing_folders(datasets, root)
+    for stage1, entry in study.distill.items():
+        for dataset, ipc in study.places(entry):
+            try:
+                settings = entry.at(dataset, ipc)
+            except ValueError:
+                continue
+            path = settings.get("path")
+            if path and not (root / path).exists():
+                yield f"distill.{stage1}: no released set {path} ({dataset}, IPC {ipc}); put it there or mend `path`"
+            path = network_path(settings)
+            if path and not (root / path).exists():
+                yield f"distill.{stage1}: no network {path}; `diver teach` makes one"
+            path = settings.get("experts") or ""
+            if "/" in path and not (root / path / "experts.json").exists():
+                yield f"distill.{stage1}.settings.experts: no {path}/experts.json; `diver experts` makes them"
+    teachers = {"teacher": study.teacher} | {f"teacher_of.{name}": one for name, one in study.teacher_of.items()}
+    for key, teacher in teachers.items():
+        source = teacher.source if teacher else "trained"
+        if source != "trained" and not source.startswith("timm:") and not (root / source).exists():
+            yield f"{key}.source: no file {source}; `diver teach` makes one, or name timm:NAME"
+    asked = {"source": study.prior.source, "autoencoder": study.prior.autoencoder}
+    for key, source in asked.items():
+        if source and source not in ("shipped", "trained") and not is_hub_name(source) and not (root / source).exists():
+            yield f"prior.{key}: no {source}; a directory, a released file, or owner/name of a hub"
+    given = {"prior.classifier": study.prior.classifier, "report.published": study.report.published}
+    for key, path in given.items():
+        if path and not (root / path).exists():
+            yield f"{key}: no file {path}; mend the path or leave the key out"
+
+
+def _missing_folders(datasets: dict[str, DatasetSpec], root: Path) -> Iterator[str]:
+    """Datasets that come from a folder of the user's alone, and none is given."""
+    lacking: dict[str, list[str]] = {}
+    for name, spec in datasets.items():
+        folders = [source for source in spec.sources if isinstance(source, FolderSource)]
+        if len(folders) < len(spec.sources) or (root / prepared_path(name)).exists():
+            continue
+        # It imports torch, which only these datasets need.
+        from diver.data.sources import SourceFailure, acquire
+
+        raw = Path("data/raw") / (spec.raw or name)
+        for source in folders:
+            if source.path and not Path(source.path).is_absolute():
+                source = source.model_copy(update={"path": str(root / source.path)})
+            try:
+                acquire(spec, source, root / raw)
+                break
+            except SourceFailure as failure:
+                told = f"{failure.happened}. {failure.remedy}".replace(f"{root / raw}", str(raw))
+        else:
+            lacking.setdefault(told, []).append(name)
+    for told, names in lacking.items():
+        yield f"datasets: {', '.join(names)}: {told}"
