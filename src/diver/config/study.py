@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from diver.config import distill, distill_presets, recover
+from diver.config import distill, distill_presets, native, recover
 from diver.config.base import ConfigError, Model, nearest
 from diver.config.prior import PriorChoice
 from diver.config.protocols import by_ipc
@@ -15,6 +15,8 @@ from diver.config.students import Students, Teacher
 NONE = "none"
 # Names that stand for something in paths and tables.
 TAKEN = {"distill": "full", "recover": NONE}
+# A stage-1 entry is a method of stage 1 or a diffusion-native system.
+STAGE1: dict[str, type[Model]] = {**distill.SETTINGS, **native.SETTINGS}
 
 
 def _checked(settings: dict[str, Any], method: str, models: dict[str, type[Any]]) -> dict[str, Any]:
@@ -29,7 +31,7 @@ def _checked(settings: dict[str, Any], method: str, models: dict[str, type[Any]]
 class DistillEntry(Model):
     """A stage-1 set of the study."""
 
-    method: str = Field(description="Name in the registry of stage-1 methods.")
+    method: str = Field(description="Name in the registry of stage-1 methods or of diffusion-native systems.")
     label: str = Field(description="Name in tables and figures.")
     preset: Literal["published"] | None = Field(
         None, description="published: start from the method's published settings for the dataset and IPC."
@@ -40,13 +42,22 @@ class DistillEntry(Model):
     @model_validator(mode="after")
     def _settings(self) -> Self:
         for extra in ({}, *self.by_ipc.values()):
-            _checked({**self.settings, **extra}, self.method, distill.SETTINGS)
+            _checked({**self.settings, **extra}, self.method, STAGE1)
         return self
 
     def at(self, dataset: str, ipc: int) -> dict[str, Any]:
         """All settings for a dataset and IPC, the published ones and defaults filled in."""
-        base = distill_presets.published(self.method, dataset, ipc) if self.preset else {}
-        return _checked({**base, **self.settings, **self.by_ipc.get(ipc, {})}, self.method, distill.SETTINGS)
+        base = self._published(dataset, ipc) if self.preset else {}
+        return _checked({**base, **self.settings, **self.by_ipc.get(ipc, {})}, self.method, STAGE1)
+
+    def _published(self, dataset: str, ipc: int) -> dict[str, Any]:
+        if self.is_native():
+            return native.PUBLISHED[self.method]
+        return distill_presets.published(self.method, dataset, ipc)
+
+    def is_native(self) -> bool:
+        """Whether it is a diffusion-native system, which makes its set with the prior."""
+        return self.method in native.SETTINGS
 
 
 class ExpertsEntry(Model):
@@ -162,6 +173,9 @@ class Study(Model):
     ipc: list[int] = Field(min_length=1, description="Images per class.")
     prior: PriorChoice = Field(description="The autoencoder and diffusion transformer.")
     distill: dict[str, DistillEntry] = Field(min_length=1, description="Stage-1 sets by short name.")
+    preparations: native.Preparations = Field(
+        native.Preparations(), description="What the diffusion-native systems share."
+    )
     recover: dict[str, RecoverEntry] = Field({}, description="Stage-2 treatments by short name.")
     shards: int = Field(
         1, ge=1, description="Jobs that a recovery is divided into, by ranges of classes: one per GPU for a large set."

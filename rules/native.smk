@@ -1,0 +1,118 @@
+# Diffusion-native systems: what they prepare, their sets, and their own table and figure.
+NATIVE = cells.native_entries(STUDY)
+
+
+def native_cell(wildcards):
+    """A set of the entry; where there is no IPC, the study's first."""
+    ipc = int(wildcards.get("ipc", STUDY.ipc[0]))
+    return cells.SetCell(wildcards.dataset, ipc, wildcards.stage1)
+
+
+def artefact(name):
+    """Path of a preparation of the entry, by its name in `diver.config.native`, as an input function."""
+    return lambda wildcards: cells.artefact_paths(STUDY, native_cell(wildcards))[name]
+
+
+def native_settings(*names):
+    """Settings of the entry, those of these names if any: a preparation does not depend on the others."""
+
+    def settings(wildcards):
+        cell = native_cell(wildcards)
+        found = STUDY.distill[cell.stage1].at(cell.dataset, cell.ipc)
+        return {name: found[name] for name in names or found}
+
+    return settings
+
+
+def native_method(wildcards):
+    return STUDY.distill[wildcards.stage1].method
+
+
+def artefacts_of_set(wildcards):
+    """All preparations of a set, by name."""
+    return {name: str(path) for name, path in cells.artefact_paths(STUDY, native_cell(wildcards)).items()}
+
+
+if NATIVE:
+
+    rule encode_latents:
+        input:
+            prepared="data/prepared/{dataset}.safetensors",
+            prior=prior_files,
+        output:
+            latents=f"{RESULTS}/native/{{dataset}}/latents-{{posterior}}.npy",
+        log:
+            f"{LOGS}/native/{{dataset}}/latents-{{posterior}}.log",
+        benchmark:
+            f"{BENCHMARKS}/native/{{dataset}}/latents-{{posterior}}.tsv"
+        wildcard_constraints:
+            posterior="sample|mean",
+        conda:
+            "../envs/torch.yaml"
+        threads: 1
+        params:
+            settings=STUDY.preparations.latents.model_dump(mode="json"),
+            prior=prior_source,
+            options=prior_options(),
+            code=code("encode_latents"),
+        message:
+            "native: latents of {wildcards.dataset} ({wildcards.posterior})"
+        script:
+            "../src/steps/encode_latents.py"
+
+    # D4M and MGD3.
+    rule find_prototypes:
+        input:
+            prepared="data/prepared/{dataset}.safetensors",
+            latents=artefact("latents"),
+        output:
+            prototypes=f"{RESULTS}/native/{{dataset}}/ipc{{ipc}}/{{stage1}}/prototypes.safetensors",
+        log:
+            f"{LOGS}/native/{{dataset}}/ipc{{ipc}}/{{stage1}}/prototypes.log",
+        benchmark:
+            f"{BENCHMARKS}/native/{{dataset}}/ipc{{ipc}}/{{stage1}}/prototypes.tsv"
+        conda:
+            "../envs/torch.yaml"
+        threads: 1
+        params:
+            method=native_method,
+            settings=native_settings(),
+            prior=prior_source,
+            options=prior_options(),
+            code=code("find_prototypes"),
+        message:
+            "native: prototypes of {wildcards.stage1} on {wildcards.dataset}, IPC {wildcards.ipc}"
+        script:
+            "../src/steps/find_prototypes.py"
+
+    # ---- D3HR: its preparations (save_statistics) go here ----
+    # ---- Minimax: its preparations (finetune_prior) go here ----
+    # ---- EDITS and VLCP: their preparations (caption_images, ...) go here ----
+    rule synthesize_set:
+        input:
+            prepared="data/prepared/{dataset}.safetensors",
+            prior=prior_files,
+            artefacts=lambda wildcards: list(artefacts_of_set(wildcards).values()),
+        output:
+            set=f"{RESULTS}/distilled/{{dataset}}/ipc{{ipc}}/{{stage1}}.safetensors",
+        log:
+            f"{LOGS}/distill/{{dataset}}-ipc{{ipc}}-{{stage1}}.log",
+        benchmark:
+            f"{BENCHMARKS}/distill/{{dataset}}-ipc{{ipc}}-{{stage1}}.tsv"
+        wildcard_constraints:
+            stage1="|".join(NATIVE),
+        conda:
+            "../envs/torch.yaml"
+        threads: 1
+        params:
+            method=native_method,
+            settings=native_settings(),
+            artefacts=artefacts_of_set,
+            prior=prior_source,
+            options=prior_options(),
+            folder=f"{RESULTS}/runs/{{dataset}}/ipc{{ipc}}/{{stage1}}",
+            code=code("synthesize_set"),
+        message:
+            "native: {wildcards.stage1} on {wildcards.dataset}, IPC {wildcards.ipc}"
+        script:
+            "../src/steps/synthesize_set.py"

@@ -1,0 +1,46 @@
+"""D4M (CVPR 2024): prototypes of latents, noised in part and denoised towards their class.
+
+With p a centre of mini-batch k-means on the clean latents of a class, n unit normal and s the strength, the chain of K
+steps begins at index floor(K s) - 1 with z = signal p + noise level n, and goes to clean with classifier-free guidance
+towards the class: its text on Stable Diffusion (`prompt` and `negative_prompt` of the prior), its embedding on DiT.
+DDIM is the stepping rule here, on whichever schedule the prior has.
+
+Training-time matching, the soft labels of the paper, is the students' protocol soft-fkd.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from diver.config.native.d4m import D4MConfig
+from diver.data.prepared import Prepared
+from diver.prior.base import Prior
+from diver.progress import Progress
+from diver.recover.native import make_images, native_set, noised, towards
+from diver.recover.prototypes import read_prototypes
+from diver.recover.sampler import KeyedNoise, run_chain
+from diver.sets import DistilledSet
+
+
+def synthesise_d4m(
+    data: Prepared,
+    ipc: int,
+    prior: Prior,
+    config: D4MConfig,
+    *,
+    artefacts: Mapping[str, Path],
+    code: str = "",
+    progress: Progress | None = None,
+    folder: Path | None = None,
+) -> DistilledSet:
+    """One image of each prototype. Raises PrototypesError for a file that does not fit; `folder` is not used."""
+    prototypes, found = read_prototypes(artefacts["prototypes"], len(data.classes), ipc, prior)
+    schedule = prior.schedule(config.respacing)
+
+    def sample(rows: Sequence[int], condition: Tensor, noise: KeyedNoise) -> Tensor:
+        start, first = noised(prototypes[rows].to(prior.device), schedule, config.strength, noise)
+        return run_chain(start, schedule, towards(prior, schedule, condition, config), first, noise)
+
+    images = make_images(data, ipc, prior, config, sample, progress)
+    return native_set(images, data, ipc, "d4m", config, prior, code, {"prototypes": found})
