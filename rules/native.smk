@@ -1,5 +1,10 @@
 # Diffusion-native systems: what they prepare, their sets, and their own table and figure.
+from diver.config.native.d3hr import D3HRConfig
+
 NATIVE = cells.native_entries(STUDY)
+INVERTED = [
+    (dataset, stage1) for dataset in STUDY.datasets for stage1 in NATIVE if STUDY.distill[stage1].method == "d3hr"
+]
 
 
 def native_cell(wildcards):
@@ -22,6 +27,18 @@ def native_settings(*names):
         return {name: found[name] for name in names or found}
 
     return settings
+
+
+def inversion_settings(wildcards):
+    """Settings that D3HR's statistics depend on."""
+    return D3HRConfig(**native_settings()(wildcards)).inversion()
+
+
+def inverted_labels():
+    """Labels of the entries whose classes are inverted, with their dataset where there are several."""
+    names, several = display_names(), len(STUDY.datasets) > 1
+    labels = [(names["dataset"][dataset], names["stage1"][stage1]) for dataset, stage1 in INVERTED]
+    return [f"{dataset}: {label}" if several else label for dataset, label in labels]
 
 
 def native_method(wildcards):
@@ -85,7 +102,61 @@ if NATIVE:
         script:
             "../src/steps/find_prototypes.py"
 
-    # ---- D3HR: its preparations (save_statistics) go here ----
+    rule save_statistics:
+        input:
+            prepared="data/prepared/{dataset}.safetensors",
+            prior=prior_files,
+            latents=artefact("latents"),
+        output:
+            statistics=f"{RESULTS}/native/{{dataset}}/{{stage1}}/statistics.safetensors",
+        log:
+            f"{LOGS}/native/{{dataset}}/{{stage1}}/statistics.log",
+        benchmark:
+            f"{BENCHMARKS}/native/{{dataset}}/{{stage1}}/statistics.tsv"
+        conda:
+            "../envs/torch.yaml"
+        threads: 1
+        params:
+            method=native_method,
+            settings=inversion_settings,
+            prior=prior_source,
+            options=prior_options(),
+            folder=f"{RESULTS}/runs/{{dataset}}/{{stage1}}/statistics",
+            code=code("save_statistics"),
+        message:
+            "native: {wildcards.stage1} on {wildcards.dataset}: invert the classes, save their statistics"
+        script:
+            "../src/steps/save_statistics.py"
+
+    if INVERTED:
+
+        rule draw_normality:
+            input:
+                statistics=[
+                    f"{RESULTS}/native/{dataset}/{stage1}/statistics.safetensors" for dataset, stage1 in INVERTED
+                ],
+            output:
+                png=report(
+                    f"{RESULTS}/figures/normality.png",
+                    caption="../src/diver/report/captions/normality.rst",
+                    category="Figures",
+                ),
+                svg=f"{RESULTS}/figures/normality.svg",
+                pdf=f"{RESULTS}/figures/normality.pdf",
+            log:
+                f"{LOGS}/draw_normality.log",
+            benchmark:
+                f"{BENCHMARKS}/draw_normality.tsv"
+            conda:
+                "../envs/report.yaml"
+            params:
+                labels=inverted_labels(),
+                code=code("draw_normality"),
+            message:
+                "native: normality of the inverted classes by timestep"
+            script:
+                "../src/steps/draw_normality.py"
+
     # ---- Minimax: its preparations (finetune_prior) go here ----
     # ---- EDITS and VLCP: their preparations (caption_images, ...) go here ----
     rule synthesize_set:

@@ -143,7 +143,6 @@ def made(classes: int = 2, dimensions: int = 8) -> ClassStatistics:
         timesteps=(100.0, 620.0),
         respacing="ddim50",
         classes=names,
-        counts=(30,) * classes,
         dataset="toy",
         facts={"prior": "toy"},
     )

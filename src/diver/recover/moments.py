@@ -98,10 +98,16 @@ class RunningMoments:
         return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "count"}
 
 
-def normal_reference(count: int) -> tuple[float, float, float]:
-    """What NORMALITY is about, for `count` values of a normal: sampling noise alone."""
+def normal_reference(count: float) -> tuple[float, float, float]:
+    """What NORMALITY is about, for `count` values of a normal: sampling noise alone.
+
+    From the exact variances of G1 and G2, as if these were normal themselves.
+    """
+    n = count
+    skewness = 6 * n * (n - 1) / ((n - 2) * (n + 1) * (n + 3))
+    kurtosis = 4 * skewness * (n * n - 1) / ((n - 3) * (n + 5))
     half = (2 / math.pi) ** 0.5
-    return half * (6 / count) ** 0.5, half * (24 / count) ** 0.5, 0.05
+    return half * skewness**0.5, half * kurtosis**0.5, 0.05
 
 
 @dataclass(frozen=True)
@@ -109,8 +115,8 @@ class ClassStatistics:
     """Mean and unbiased variance of every class's latents at some noise levels, as D3HR keeps of a dataset.
 
     `levels`: indices of the schedule named by `respacing`, rising. `mean`, `variance`, `skewness`: float32
-    [classes, levels, c, h, w]. `normality`: float32 [classes, levels, 3]. `counts`: images of each class.
-    `facts`: what else is recorded (prior, guidance, settings).
+    [classes, levels, c, h, w]. `normality`: NORMALITY, float32 [classes, levels, 3]; `reference`: what it is of
+    samples of a normal. `counts`: images of each class. `facts`: what else is recorded (prior, guidance, settings).
     """
 
     levels: tuple[int, ...]
@@ -122,13 +128,16 @@ class ClassStatistics:
     variance: Tensor
     skewness: Tensor
     normality: Tensor
+    reference: tuple[float, ...] = ()
     dataset: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of_classes(cls, moments: Iterable[RunningMoments], latent_shape: tuple[int, ...], **about: Any) -> Self:
         """From moments of shape [levels, c * h * w], one a class; `about` are the other fields."""
+        moments = list(moments)
         rows = [(m.mean, m.variance(), m.skewness(), m.normality()) for m in moments]
+        counts = tuple(m.count for m in moments)
         mean, variance, skewness, normality = (torch.stack(column).float().cpu() for column in zip(*rows, strict=True))
         shape = (*mean.shape[:2], *latent_shape)
         return cls(
@@ -136,6 +145,8 @@ class ClassStatistics:
             variance=variance.view(shape),
             skewness=skewness.view(shape),
             normality=normality,
+            counts=counts,
+            reference=normal_reference(sum(counts) / len(counts)),
             **about,
         )
 
