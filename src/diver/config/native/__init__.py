@@ -21,8 +21,8 @@ SETTINGS: dict[str, type[NativeConfig]] = {
 PREPARATIONS: dict[str, tuple[Artefact, ...]] = {
     "d4m": d4m.PREPARATION,
     "d3hr": d3hr.PREPARATION,
-    "edits": edits.PREPARATION,
-    "vlcp": edits.PREPARATION,
+    "edits": edits.EDITS_PREPARATION,
+    "vlcp": edits.VLCP_PREPARATION,
     "minimax": minimax.PREPARATION,
     "mgd3": mgd3.PREPARATION,
 }

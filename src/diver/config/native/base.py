@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from diver.config.base import Model
+from diver.config.text import CaptionConfig, FeatureConfig
 
 
 class NativeConfig(Model):
@@ -44,6 +45,8 @@ class Preparations(Model):
     """Settings of what the diffusion-native systems of a study share."""
 
     latents: LatentsConfig = Field(LatentsConfig(), description="Latents of real training images.")
+    captions: CaptionConfig = Field(CaptionConfig(), description="Captions of training images (EDITS, VLCP).")
+    features: FeatureConfig = Field(FeatureConfig(), description="Features of captioned images and captions (EDITS).")
 
 
 @dataclass(frozen=True)
