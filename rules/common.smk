@@ -12,8 +12,10 @@ sys.path.insert(0, SOURCE)
 from diver import study as cells
 from diver.config.base import ConfigError
 from diver.config.distill import NETWORKS, PIXELS, TEACHER
+from diver.config.native import PREPARATIONS
 from diver.config.networks import RECORDED
 from diver.config.study import NONE, parse_study
+from diver.config.text import ATTRIBUTES, MODEL
 from diver.data.spec import SpecError, load_dataset_spec
 from diver.provenance import code_digest
 

@@ -158,6 +158,9 @@ class Report(Model):
     published: str | None = Field(
         None, description="CSV of published accuracies (data/published/) that stage-1 sets are set beside."
     )
+    systems: str | None = Field(
+        None, description="CSV of published accuracies that diffusion-native systems are set beside."
+    )
     reference_per_class: int = Field(
         1000,
         ge=6,
