@@ -119,10 +119,19 @@ def shared_space(images: Tensor, texts: Tensor, how: str, alpha: float) -> Pair:
     x = StandardScaler().fit_transform(x)
     if how == "ridge":
         return Pair(_floats(Ridge(alpha).fit(x, y).predict(x)), texts.float())
-    x, y = (PCA(min(REDUCED, *v.shape), random_state=0).fit_transform(v) for v in (x, y))
+    x, y = (_reduced(PCA(min(REDUCED, *v.shape), random_state=0), v) for v in (x, y))
     count = min(CORRELATED, x.shape[1], y.shape[1], len(x) - 1)
     x, y = CCA(count, max_iter=2000).fit_transform(x, y)
-    return Pair(_floats(x), _floats(y))
+    x, y = x / x.std(0), y / y.std(0)
+    # What correlates less says less.
+    weights = (x * y).mean(0).clip(0)
+    return Pair(_floats(x * weights), _floats(y * weights))
+
+
+def _reduced(components: Any, values: np.ndarray) -> np.ndarray:
+    """Principal components of values [N, d], without those that are rounding alone."""
+    found: np.ndarray = components.fit_transform(values)
+    return found[:, components.explained_variance_ratio_ > 1e-6]
 
 
 def _floats(values: np.ndarray) -> Tensor:
