@@ -2,18 +2,22 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from test_stable_diffusion import root as stable_diffusion  # noqa: F401 (a fixture)
 
 from diver.config.native.base import LatentsConfig
 from diver.config.native.edits import EDITSConfig, VLCPConfig
+from diver.config.prior import PriorOptions
 from diver.config.study import load_study
-from diver.config.text import SENTENCES
+from diver.config.text import SENTENCES, MergeConfig
 from diver.data.prepared import Prepared
 from diver.prior.base import Prior
+from diver.prior.load import load_prior
 from diver.recover.edits import image_prototypes, synthesise_edits, synthesise_vlcp, text_conditions
 from diver.recover.latents import Latents, encode_latents, symmetric
 from diver.recover.texts import TextPrototype, captions_by_place, edits_texts, read_texts, vlcp_texts, write_texts
@@ -177,6 +181,30 @@ def test_texts_at_fault_are_refused(
 
 def test_a_class_prior_cannot_read(tiny_prior: Prior) -> None:
     assert text_conditions([TextPrototype(0, 0, "a cat", "", "", (0,), ())], tiny_prior) is None
+
+
+def test_stable_diffusion_reads_the_texts(
+    data: Prepared,
+    embedded: Embedded,
+    stable_diffusion: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """The text is the prompt as it stands, counted by the prior's own tokenizer; the negative prompt is the prior's."""
+    options = PriorOptions(prompt="wrapped {} in", negative_prompt="bad")
+    prior, plain = (load_prior(stable_diffusion, one, "cpu") for one in (options, PriorOptions()))
+    config = EDITSConfig(respacing="ddim4", text="best_caption", merge=MergeConfig(max_tokens=16))
+    found = edits_texts(embedded, data, IPC, prior, config)
+    # Each letter is a token there, and the text encoder takes 16.
+    assert all(len(one.text) > 0 and len(prior.tokenizer(one.text).input_ids) <= 16 for one in found)
+    conditions = text_conditions(found, prior)
+    assert conditions is not None and torch.allclose(conditions, plain.class_table([one.text for one in found]))
+    sets = []
+    for name, texts in (("own", found), ("other", [replace(one, text="fed owl") for one in found])):
+        write_texts(tmp_path / f"{name}.jsonl", texts)
+        artefacts = {"texts": tmp_path / f"{name}.jsonl"}
+        sets.append(synthesise_edits(data, IPC, prior, config, artefacts=artefacts))
+    assert sets[0].steps[0].parameters["condition"] == "text"
+    assert not torch.allclose(sets[0].images, sets[1].images, atol=1e-3)
 
 
 def test_the_ablation_grid_is_a_study() -> None:

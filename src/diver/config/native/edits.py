@@ -12,6 +12,11 @@ FEATURES = Artefact("features", "dataset")
 TEXTS = Artefact("texts", "set", ".jsonl")
 EDITS_PREPARATION = (CAPTIONS, FEATURES, TEXTS)
 VLCP_PREPARATION = (LATENTS, CAPTIONS, TEXTS)
+# What texts depend on, among the settings of both.
+CLUSTERED_BY = (
+    *("seed", "features", "tau", "normalise", "contamination", "k_image", "k_text", "text", "merge"),
+    *("top_words", "threshold", "released_words", "tokenizer", "max_tokens"),
+)
 
 
 class DualConfig(NativeConfig):
