@@ -12,7 +12,7 @@ sys.path.insert(0, SOURCE)
 from diver import study as cells
 from diver.config.base import ConfigError
 from diver.config.distill import NETWORKS, PIXELS, TEACHER
-from diver.config.native import PREPARATIONS
+from diver.config.native import CLUSTERING, PREPARATIONS
 from diver.config.networks import RECORDED
 from diver.config.study import NONE, parse_study
 from diver.config.text import ATTRIBUTES, MODEL

@@ -24,7 +24,7 @@ def native_settings(*names):
     def settings(wildcards):
         cell = native_cell(wildcards)
         found = STUDY.distill[cell.stage1].at(cell.dataset, cell.ipc)
-        return {name: found[name] for name in names or found}
+        return {name: found[name] for name in names or found if name in found}
 
     return settings
 
@@ -150,7 +150,7 @@ if NATIVE:
         threads: 1
         params:
             method=native_method,
-            settings=native_settings(),
+            settings=native_settings(*CLUSTERING),
             prior=prior_source,
             options=prior_options(),
             code=code("find_prototypes"),

@@ -3,9 +3,17 @@
 from typing import Any
 
 from diver.config.native import d3hr, d4m, edits, mgd3, minimax
-from diver.config.native.base import LATENTS, PROTOTYPES, Artefact, LatentsConfig, NativeConfig, Preparations
+from diver.config.native.base import (
+    CLUSTERING,
+    LATENTS,
+    PROTOTYPES,
+    Artefact,
+    LatentsConfig,
+    NativeConfig,
+    Preparations,
+)
 
-__all__ = ["LATENTS", "PREPARATIONS", "PROTOTYPES", "PUBLISHED", "SETTINGS", "Artefact", "LatentsConfig",
+__all__ = ["CLUSTERING", "LATENTS", "PREPARATIONS", "PROTOTYPES", "PUBLISHED", "SETTINGS", "Artefact", "LatentsConfig",
            "NativeConfig", "Preparations"]  # fmt: skip
 
 SETTINGS: dict[str, type[NativeConfig]] = {

@@ -66,3 +66,5 @@ class Artefact:
 
 LATENTS = Artefact("latents", "dataset", ".npy", by="latents")
 PROTOTYPES = Artefact("prototypes", "set")
+# What prototypes depend on, among the settings of the systems that have them.
+CLUSTERING = ("seed", "km_expand", "drop_leftover", "from_prototypes", "n_init")

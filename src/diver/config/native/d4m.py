@@ -27,6 +27,10 @@ class D4MConfig(NativeConfig):
         description="Leave out the latents that do not fill a batch in all classes but the last, and there as well if "
         "they are fewer than the clusters, as the released code does.",
     )
+    negative_prompt: str = Field(
+        "cartoon, anime, painting",
+        description="What guidance leads away from, for a prior that reads; D4M's names such kinds of pictures.",
+    )
     from_prototypes: bool = Field(
         True, description="False takes a real latent drawn at random for each prototype, which is D4M's control."
     )
