@@ -19,8 +19,10 @@ from diver import study as cells
 from diver.checks import check_study, network_path
 from diver.config.base import ConfigError
 from diver.config.distill import NETWORKS, TEACHER
+from diver.config.native import CLUSTERING, PREPARATIONS
 from diver.config.networks import RECORDED
 from diver.config.study import NONE
+from diver.config.text import ATTRIBUTES, MODEL
 from diver.provenance import code_digest
 
 

@@ -10,6 +10,9 @@ rule distill_set:
         f"{LOGS}/distill/{{dataset}}-ipc{{ipc}}-{{stage1}}.log",
     benchmark:
         f"{BENCHMARKS}/distill/{{dataset}}-ipc{{ipc}}-{{stage1}}.tsv"
+    wildcard_constraints:
+        # Diffusion-native systems make theirs by synthesize_set.
+        stage1="|".join(name for name, entry in STUDY.distill.items() if not entry.is_native()) or "(?!)",
     conda:
         "../envs/torch.yaml"
     threads: 1

@@ -275,3 +275,4 @@ rule report:
         rules.compare_recorded.output if recorded_networks() else [],
         rules.compare_published.output if STUDY.report.published else [],
         rules.draw_sweeps.output if STUDY.sweeps() else [],
+        [rules.compare_systems.output, rules.draw_systems.output] if NATIVE else [],

@@ -17,7 +17,7 @@ ROOMS = {
     **dict.fromkeys(["config", "provenance", "progress", "tensorfile"], 0),
     **dict.fromkeys(["sets", "study"], 1),
     **dict.fromkeys(["data", "networks", "pictures", "setfile"], 2),
-    **dict.fromkeys(["prior", "importers", "exports", "checks", "cost"], 3),
+    **dict.fromkeys(["prior", "importers", "exports", "text", "checks", "cost"], 3),
     **dict.fromkeys(["distill", "recover"], 4),
     "students": 5,
     "report": 6,

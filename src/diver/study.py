@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from diver.config.native import PREPARATIONS, Artefact
 from diver.config.study import NONE, Study
 
 MATCHED, AS_PUBLISHED = "matched", "as-published"
@@ -105,6 +107,39 @@ def shard_classes(shards: int, number: int, count: int) -> tuple[int, int]:
 def experts_path(study: Study, dataset: str, name: str) -> Path:
     """Folder of a dataset's expert trajectories."""
     return results_path(study) / "experts" / dataset / name
+
+
+def native_entries(study: Study) -> list[str]:
+    """Stage-1 entries that are diffusion-native systems."""
+    return [name for name, entry in study.distill.items() if entry.is_native()]
+
+
+def artefact_name(artefact: Artefact, settings: dict[str, Any]) -> str:
+    """File name of an artefact of an entry with these settings, without the suffix."""
+    return artefact.name if artefact.by is None else f"{artefact.name}-{settings[artefact.by]}"
+
+
+def artefact_path(study: Study, artefact: Artefact, cell: SetCell) -> Path:
+    """Where a preparation of a set lies; sets share what depends on less than all of them."""
+    folder = results_path(study) / "native" / cell.dataset
+    if artefact.per == "set":
+        folder = folder / f"ipc{cell.ipc}"
+    if artefact.per != "dataset":
+        folder = folder / cell.stage1
+    settings = study.distill[cell.stage1].at(cell.dataset, cell.ipc)
+    return folder / f"{artefact_name(artefact, settings)}{artefact.suffix}"
+
+
+def artefact_paths(study: Study, cell: SetCell) -> dict[str, Path]:
+    """What a diffusion-native system's set is made from, by name."""
+    found = PREPARATIONS[study.distill[cell.stage1].method]
+    return {artefact.name: artefact_path(study, artefact, cell) for artefact in found}
+
+
+def benchmark_path(study: Study, artefact: Artefact, cell: SetCell) -> Path:
+    """The benchmark of the rule that makes an artefact: the artefact's path below `benchmarks`."""
+    root = results_path(study)
+    return (root / "benchmarks" / artefact_path(study, artefact, cell).relative_to(root)).with_suffix(".tsv")
 
 
 def students_path(study: Study, cell: StudentCell) -> Path:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from diver.config import distill, distill_presets, recover
+from diver.config import distill, distill_presets, native, recover
 from diver.config.base import ConfigError, Model, nearest
 from diver.config.mending import Faults, fault_lines, mended
 from diver.config.prior import PriorChoice
@@ -21,6 +21,8 @@ NONE = "none"
 TAKEN = {"distill": "full", "recover": NONE}
 # Parts of the evaluation that may differ by dataset.
 _DEPARTING = ("protocol", "seeds", "architectures", "as_published")
+# A stage-1 entry is a method of stage 1 or a diffusion-native system.
+STAGE1: dict[str, type[Model]] = {**distill.SETTINGS, **native.SETTINGS}
 
 
 def _checked(settings: dict[str, Any], method: str, models: dict[str, type[Any]]) -> dict[str, Any]:
@@ -59,7 +61,7 @@ def filled(path: str, dataset: str, ipc: int) -> str:
 class DistillEntry(Restricted):
     """A stage-1 set of the study."""
 
-    method: str = Field(description="Name in the registry of stage-1 methods.")
+    method: str = Field(description="Name in the registry of stage-1 methods or of diffusion-native systems.")
     label: str = Field(description="Name in tables and figures.")
     preset: Literal["published"] | None = Field(
         None, description="published: start from the method's published settings for the dataset and IPC."
@@ -73,7 +75,7 @@ class DistillEntry(Restricted):
         lines: list[str] = []
         for extra in ({}, *self.by_dataset.values(), *self.by_ipc.values()):
             try:
-                _checked({**self.settings, **extra}, self.method, distill.SETTINGS)
+                _checked({**self.settings, **extra}, self.method, STAGE1)
             except Faults as faults:
                 lines += faults.lines
         if lines:
@@ -82,12 +84,21 @@ class DistillEntry(Restricted):
 
     def at(self, dataset: str, ipc: int) -> dict[str, Any]:
         """All settings for a dataset and IPC, the published ones and defaults filled in."""
-        base = distill_presets.published(self.method, dataset, ipc) if self.preset else {}
+        base = self._published(dataset, ipc) if self.preset else {}
         departures = {**self.settings, **self.by_dataset.get(dataset, {}), **self.by_ipc.get(ipc, {})}
-        found = _checked({**base, **departures}, self.method, distill.SETTINGS)
+        found = _checked({**base, **departures}, self.method, STAGE1)
         if found.get("path"):
             found["path"] = filled(found["path"], dataset, ipc)
         return found
+
+    def _published(self, dataset: str, ipc: int) -> dict[str, Any]:
+        if self.is_native():
+            return native.PUBLISHED[self.method]
+        return distill_presets.published(self.method, dataset, ipc)
+
+    def is_native(self) -> bool:
+        """Whether it is a diffusion-native system, which makes its set with the prior."""
+        return self.method in native.SETTINGS
 
 
 class ExpertsEntry(Model):
@@ -214,6 +225,9 @@ class Report(Model):
     published: str | None = Field(
         None, description="CSV of published accuracies (data/published/) that stage-1 sets are set beside."
     )
+    systems: str | None = Field(
+        None, description="CSV of published accuracies that diffusion-native systems are set beside."
+    )
     reference_per_class: int = Field(
         1000,
         ge=6,
@@ -240,6 +254,9 @@ class Study(Model):
     ipc_of: dict[str, list[int]] = Field({}, description="Images per class of datasets that differ.")
     prior: PriorChoice = Field(description="The autoencoder and diffusion transformer.")
     distill: dict[str, DistillEntry] = Field(min_length=1, description="Stage-1 sets by short name.")
+    preparations: native.Preparations = Field(
+        native.Preparations(), description="What the diffusion-native systems share."
+    )
     recover: dict[str, RecoverEntry] = Field({}, description="Stage-2 treatments by short name.")
     shards: int = Field(
         1, ge=1, description="Jobs that a recovery is divided into, by ranges of classes: one per GPU for a large set."

@@ -1,0 +1,40 @@
+"""Settings of D4M."""
+
+from typing import Any
+
+from pydantic import Field
+
+from diver.config.native.base import LATENTS, PROTOTYPES, NativeConfig
+
+PREPARATION = (LATENTS, PROTOTYPES)
+
+
+class D4MConfig(NativeConfig):
+    """Prototypes by mini-batch k-means on latents, each noised and denoised towards its class (D4M)."""
+
+    cfg_scale: float = Field(8.0, ge=0, description="Classifier-free guidance scale; 1 is off.")
+    strength: float = Field(
+        0.7,
+        ge=0,
+        le=1,
+        description="Share of the chain that a prototype goes through: 0 decodes it, 1 starts from noise alone.",
+    )
+    km_expand: int = Field(
+        1, ge=1, description="Latents in a batch of the k-means for each cluster; 1 in the released script."
+    )
+    drop_leftover: bool = Field(
+        False,
+        description="Leave out the latents that do not fill a batch in all classes but the last, and there as well if "
+        "they are fewer than the clusters, as the released code does.",
+    )
+    negative_prompt: str = Field(
+        "cartoon, anime, painting",
+        description="What guidance leads away from, for a prior that reads; D4M's names such kinds of pictures.",
+    )
+    from_prototypes: bool = Field(
+        True, description="False takes a real latent drawn at random for each prototype, which is D4M's control."
+    )
+
+
+# Departures from the defaults, which are the published ones, for Stable Diffusion 1.5 at 512 pixels.
+PUBLISHED: dict[str, Any] = {}

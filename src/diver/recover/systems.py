@@ -1,0 +1,18 @@
+"""Diffusion-native systems: a set from a dataset with the prior. A new system is a new file and a line here.
+
+A system is called as (data, ipc, prior, config, artefacts=..., code=..., progress=..., folder=...), where `artefacts` are
+the files that were prepared for it, by the names that `diver.config.native` declares; its settings are there as well.
+"""
+
+from collections.abc import Callable
+
+from diver.recover.d3hr import synthesise_d3hr
+from diver.recover.d4m import synthesise_d4m
+from diver.recover.mgd3 import synthesise_mgd3
+from diver.sets import DistilledSet
+
+SYSTEMS: dict[str, Callable[..., DistilledSet]] = {
+    "d4m": synthesise_d4m,
+    "d3hr": synthesise_d3hr,
+    "mgd3": synthesise_mgd3,
+}

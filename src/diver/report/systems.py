@@ -1,0 +1,196 @@
+"""Diffusion-native systems side by side: accuracy, what DIVER on top adds, what their sets cost, published numbers."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from diver.config.study import NONE
+from diver.report.labels import Labels
+from diver.report.statistics import (
+    LAST,
+    LEVEL,
+    PROXY,
+    UNSEEN,
+    Cell,
+    Interval,
+    cells,
+    compare,
+    seed_means,
+    stage1_pairs,
+    students_of,
+    t_interval,
+)
+from diver.report.tables import MISSING, NOT_DISTINGUISHABLE, Table, interval_text, protocol_lines
+from diver.study import MATCHED, SetCell
+
+NO_DATASET, NO_IPC = "no published number at this dataset", "no published number at this IPC"
+
+
+@dataclass(frozen=True)
+class Time:
+    """What jobs took: seconds on the clock and of processor time; NaN where it was not recorded."""
+
+    seconds: float
+    cpu: float
+
+    def over(self, count: int) -> "Time":
+        return Time(self.seconds / count, self.cpu / count)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a set cost: making it of what was prepared, its own preparation, and the one that systems share."""
+
+    making: Time
+    own: Time
+    shared: Time
+
+
+def time_of(paths: Sequence[str | Path]) -> Time:
+    """Sum over the benchmarks of rules, the mean of repetitions of each; NaN if one of them is not there."""
+    seconds = cpu = 0.0
+    for path in paths:
+        try:
+            found = pd.read_csv(path, sep="\t", na_values=["NA", "-"])
+            seconds, cpu = seconds + float(found["s"].mean()), cpu + float(found["cpu_time"].mean())
+        except (OSError, ValueError, KeyError):
+            return Time(math.nan, math.nan)
+    return Time(seconds, cpu)
+
+
+def systems(
+    table: pd.DataFrame,
+    labels: Labels,
+    methods: Mapping[str, str],
+    natives: Sequence[str],
+    costs: Mapping[SetCell, Cost],
+    classes: Mapping[str, int],
+    published: pd.DataFrame | None = None,
+) -> Table:
+    """A row per set of the study at the matched scale: systems, what stage 2 makes of them, and the other sets.
+
+    `table`: the tidy table of one study. `methods`: the method of each stage-1 entry; `natives`: entries that are
+    diffusion-native systems. Systems are compared with the first entry that is none, if there is one, and sets of
+    stage 2 with what they were made of; all comparisons are corrected together. `classes`: their number by dataset.
+    Raises StatisticsError if students are missing.
+    """
+    rows = [cell for cell in labels.order_cells(cells(table)) if cell.scale == MATCHED]
+    control = next((name for name in methods if name not in natives), None)
+    pairs = [pair for pair in stage1_pairs(table) if pair[0] in rows]
+    if control is not None:
+        systems_own = [cell for cell in rows if cell.stage2 == NONE and cell.stage1 in natives]
+        pairs += [(cell, cell._replace(stage1=control)) for cell in systems_own]
+    differences = compare(table, [(a, b) for a, b in pairs if b in rows])
+    display, data = [], []
+    for cell in rows:
+        students = students_of(table, cell)
+        numbers: dict[str, Any] = dict(cell._asdict(), method=methods[cell.stage1], native=cell.stage1 in natives)
+        texts: dict[str, str] = {
+            "Dataset": labels.dataset.get(cell.dataset, cell.dataset),
+            "IPC": str(cell.ipc),
+            "Set": labels.stage1.get(cell.stage1, cell.stage1),
+            "Stage 2": "" if cell.stage2 == NONE else labels.treatment(cell),
+        }
+        for role, name in ((UNSEEN, "unseen mean"), (PROXY, "proxy")):
+            some = students[students["role"] == role]
+            if len(some):
+                interval = t_interval(seed_means(some, LAST))
+                texts[name] = interval_text(interval)
+                numbers.update({f"{role}_{key}": getattr(interval, key) for key in ("mean", "low", "high", "n")})
+            texts[f"Δ {role}"] = _difference(differences, cell, role, numbers)
+        cost = costs.get(SetCell(cell.dataset, cell.ipc, cell.stage1, cell.stage2))
+        texts.update(_cost(cost, cell, classes[cell.dataset], numbers))
+        texts["published"] = _published(published, cell, methods, natives, labels, numbers)
+        display.append(texts)
+        data.append(numbers)
+    shown = pd.DataFrame(display).fillna("")
+    # A column that says the same in every row belongs in the title.
+    title, keys = "Diffusion-native systems", 4
+    if shown["Dataset"].nunique() == 1:
+        title, keys = f"{title}, {shown['Dataset'].iloc[0]}", 3
+        shown = shown.drop(columns="Dataset")
+    shown = shown[[column for column in shown if (shown[column] != "").any()]]
+    legend = _legend(table, labels, control, differences)
+    return Table(title, pd.DataFrame(data), shown, keys, keys - 1, tuple(legend))
+
+
+def _difference(differences: pd.DataFrame, cell: Cell, role: str, numbers: dict[str, Any]) -> str:
+    own = [differences[key] == value for key, value in cell._asdict().items()]
+    found = differences[pd.concat([*own, differences["role"] == role], axis=1).all(axis=1)]
+    if found.empty:
+        return ""
+    row = found.iloc[0]
+    numbers.update({f"difference_{role}_{key}": row[key] for key in ("mean", "low", "high", "p_holm")})
+    interval = Interval(float(row["mean"]), float(row["low"]), float(row["high"]), int(row["seeds"]))
+    return interval_text(interval, signed=True) + ("" if row["distinguishable"] else f" {NOT_DISTINGUISHABLE}")
+
+
+def _cost(cost: Cost | None, cell: Cell, classes: int, numbers: dict[str, Any]) -> dict[str, str]:
+    """Seconds per image of making a set, and per class of preparing it; on the clock and, in brackets, processor's."""
+    if cost is None:
+        return {}
+    parts = {
+        "s per image": ("seconds_per_image", cost.making.over(classes * cell.ipc)),
+        "preparation, s per class": ("preparation_per_class", cost.own.over(classes)),
+        "shared preparation, s per class": ("shared_per_class", cost.shared.over(classes)),
+    }
+    texts = {}
+    for column, (name, time) in parts.items():
+        numbers[name], numbers[f"{name}_cpu"] = time.seconds, time.cpu
+        known = not math.isnan(time.seconds)
+        texts[column] = f"{time.seconds:.2f} ({time.cpu:.2f})" if known and time.seconds else "" if known else MISSING
+    return texts
+
+
+def _published(
+    published: pd.DataFrame | None,
+    cell: Cell,
+    methods: Mapping[str, str],
+    natives: Sequence[str],
+    labels: Labels,
+    numbers: dict[str, Any],
+) -> str:
+    """Published accuracies of a system's own set at the dataset and IPC, or that there is none."""
+    if published is None or cell.stage2 != NONE or cell.stage1 not in natives:
+        return ""
+    of_method = published["method"].str.lower() == methods[cell.stage1].lower()
+    there = published[of_method & (published["dataset"] == labels.dataset.get(cell.dataset, cell.dataset))]
+    rows = there[there["ipc"].astype(str) == str(cell.ipc)]
+    numbers["published"], numbers["published_source"] = "", ""
+    if rows.empty:
+        return NO_DATASET if there.empty else NO_IPC
+    texts = []
+    for row in rows.to_dict("records"):
+        spread = "" if pd.isna(row["std"]) or row["std"] == "" else f" ± {float(row['std']):.1f}"
+        texts.append(f"{float(row['mean']):.1f}{spread} ({row['architecture']}, {row['variant']})")
+    numbers["published"] = "; ".join(texts)
+    numbers["published_source"] = "; ".join(dict.fromkeys(map(str, rows["source"])))
+    return str(numbers["published"])
+
+
+def _legend(table: pd.DataFrame, labels: Labels, control: str | None, differences: pd.DataFrame) -> list[str]:
+    seeds = table["seed"].nunique()
+    against = f"; systems with {labels.stage1.get(control, control)}" if control is not None else ""
+    lines = [
+        f"Test accuracy in % after the last epoch: mean ± half width of the {100 * LEVEL:.0f} % t-interval over "
+        f"{seeds} seed{'' if seeds == 1 else 's'}; the unseen mean is over architectures within a seed.",
+        *protocol_lines(table),
+        "Δ: paired by seed and architecture, in percentage points: sets of stage 2 with the set they are made of"
+        f"{against}.",
+        "s per image: seconds of the job that makes the set, start of the process and reading of the prior included, "
+        "over its images, on the clock and (in brackets) of processor time; of stage 2 in addition to the set.",
+        "Preparation: seconds of the system's own preparing jobs, over the classes; shared: of those that all systems "
+        "of the study use, such as the latents of the training images, which are made once.",
+        "Published: other protocols and priors than the ones here, for orientation.",
+    ]
+    tested = int(differences["p"].notna().sum())
+    if tested:
+        lines.append(
+            f"{NOT_DISTINGUISHABLE}: not distinguishable from zero at 5 % (paired t-test over seeds, Holm's correction "
+            f"over the {tested} comparisons of this table)."
+        )
+    return lines

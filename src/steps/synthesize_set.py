@@ -1,0 +1,25 @@
+"""Make a set with a diffusion-native system."""
+
+from pathlib import Path
+
+from diver.config.native import SETTINGS
+from diver.config.prior import PriorOptions
+from diver.data.prepared import Prepared
+from diver.prior.load import load_prior
+from diver.progress import step_log
+from diver.recover.systems import SYSTEMS
+
+wildcards, params = snakemake.wildcards, snakemake.params
+label = f"{wildcards.stage1}, IPC {wildcards.ipc}"
+with step_log(snakemake.log[0], snakemake.threads, label) as progress:
+    made = SYSTEMS[params.method](
+        Prepared.read(snakemake.input.prepared),
+        int(wildcards.ipc),
+        load_prior(params.prior, PriorOptions(**params.options)),
+        SETTINGS[params.method](**params.settings),
+        artefacts={name: Path(path) for name, path in params.artefacts.items()},
+        code=params.code,
+        progress=progress,
+        folder=Path(params.folder),
+    )
+    made.write(snakemake.output.set)
