@@ -120,7 +120,9 @@ def images_per_class(spec: DatasetSpec, root: Path = Path()) -> int | None:
                 return int(np.bincount(file.get_tensor("train_labels"), minlength=len(spec.classes)).min())
         except SafetensorError:
             pass
-    return max(1, spec.pictures.train.least - spec.held_out) if spec.pictures else None
+    if spec.pictures is None or "least" not in spec.pictures.train.model_fields_set:
+        return None
+    return max(1, spec.pictures.train.least - spec.held_out)
 
 
 def learns_variance(prior: PriorChoice, root: Path = Path()) -> bool | None:
