@@ -38,9 +38,10 @@ GZIP = b"\x1f\x8b"
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """Where a picture's bytes are: a file's path, or a place in an archive that is open under a descriptor.
+    """Where a picture's bytes are: a file of a folder, or a place in an archive that is open under a descriptor.
 
-    name: its file's name, by which the pictures of a class are ordered.
+    name: its file's name, by which the pictures of a class are ordered. place: the folder, which its pictures share, or
+    the descriptor. There may be a million of these.
     """
 
     name: str
@@ -52,7 +53,10 @@ class Picture:
         """Its bytes; safe to call from several processes that share the descriptor. Raises OSError."""
         if isinstance(self.place, int):
             return os.pread(self.place, self.size, self.offset)
-        return Path(self.place).read_bytes()
+        return Path(self.place, self.name).read_bytes()
+
+    def __str__(self) -> str:
+        return self.name if isinstance(self.place, int) else str(Path(self.place, self.name))
 
 
 Split = dict[str, list[Picture]]
@@ -156,10 +160,11 @@ def _is_picture(name: str) -> bool:
 
 def _loose(folder: Path) -> Iterator[Picture]:
     """The pictures of one folder."""
+    place = str(folder)
     with os.scandir(folder) as entries:
         for entry in entries:
             if _is_picture(entry.name) and entry.is_file():
-                yield Picture(entry.name, entry.path, 0, entry.stat().st_size)
+                yield Picture(entry.name, place, 0, entry.stat().st_size)
 
 
 def _class_folders(folder: Path, wanted: set[str], stack: ExitStack) -> Split:

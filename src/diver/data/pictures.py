@@ -5,6 +5,7 @@ chunk of rows that is complete on disk is named in a journal by a digest of what
 journal of a killed one makes only the other chunks. The file gets its name when it is complete and its digest known.
 """
 
+import gc
 import hashlib
 import io
 import os
@@ -143,8 +144,7 @@ def _read(picture: Picture, size: int, short_side: int) -> tuple[NDArray[np.uint
     try:
         return decoded(picture.content(), size, short_side), None
     except (ValueError, OSError) as error:
-        where = picture.place if isinstance(picture.place, str) else picture.name
-        return None, f"{where} ({'empty' if not picture.size else ' '.join(str(error).split())})"
+        return None, f"{picture} ({'empty' if not picture.size else ' '.join(str(error).split())})"
 
 
 def _damaged(found: list[str]) -> list[str]:
@@ -196,12 +196,15 @@ def write_pictures(
     going_on = f"; {sum(len(c.pictures) for c in chunks) - total} pictures are there from a run that was stopped"
     tell(f"  {total} pictures to {planned.size / 1e9:.1f} GB, {workers} at a time" + (going_on if done else ""))
     if left:
+        # Workers share the list of pictures; collecting garbage would make each a copy of its own.
+        gc.freeze()
         found = side_by_side(
             lambda number, report: left[number].write(part, journal, size, short_side, report),
             len(left),
             workers,
             _shown(progress, total),
         )
+        gc.unfreeze()
         if damaged := _damaged([fault for faults in found for fault in faults]):
             raise FaultyPictures(source, damaged)
     tell("  computing the digest")

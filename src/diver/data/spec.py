@@ -194,8 +194,8 @@ def _fault(error: dict) -> str:
     where = ".".join(map(str, error["loc"])) or "file"
     if error["type"] != "extra_forbidden":
         return f"{where}: {error['msg']}"
-    models = (DatasetSpec, UrlSource, NpmSource, DebianSource, FolderSource, RemoteFile, PackagedFile)
-    models += (Pictures, PictureCounts)
-    known = DatasetSpec.model_fields if len(error["loc"]) == 1 else {k for m in models[1:] for k in m.model_fields}
+    parts: tuple[type[Model], ...] = (UrlSource, NpmSource, DebianSource, FolderSource, RemoteFile, PackagedFile)
+    parts += (Pictures, PictureCounts)
+    known = DatasetSpec.model_fields if len(error["loc"]) == 1 else {k for m in parts for k in m.model_fields}
     near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
     return f"{where}: unknown key" + (f", nearest is {near[0]!r}" if near else "")
