@@ -1,5 +1,6 @@
 # Diffusion-native systems: what they prepare, their sets, and their own table and figure.
 from diver.config.native.d3hr import D3HRConfig
+from diver.config.native.edits import CLUSTERED_BY
 
 NATIVE = cells.native_entries(STUDY)
 INVERTED = [
@@ -279,7 +280,7 @@ if NATIVE:
         threads: 1
         params:
             method=native_method,
-            settings=native_settings(),
+            settings=native_settings(*CLUSTERED_BY),
             captions=STUDY.preparations.captions.model_dump(mode="json"),
             artefacts=artefacts_of_set,
             answers=f"{RESULTS}/native/{{dataset}}/answers",
