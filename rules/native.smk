@@ -95,19 +95,6 @@ def pictured_labels():
     return [label if name == NONE else f"{label} + {stage2[name]}" for label, name in names]
 
 
-def caption_files(wildcards):
-    """Files that the captions come from: of the captions and of the images' names, if the study gives any."""
-    settings = STUDY.preparations.captions
-    made = (ATTRIBUTES, MODEL)
-    given = [None if settings.source in made else settings.source, settings.names]
-    return [path.replace("{dataset}", wildcards.dataset) for path in given if path]
-
-
-def artefacts_before_texts(wildcards):
-    """What the texts of EDITS and VLCP are made from."""
-    return [path for name, path in artefacts_of_set(wildcards).items() if name != "texts"]
-
-
 if NATIVE:
 
     rule encode_latents:
