@@ -17,6 +17,8 @@ from transformers import (
     CLIPImageProcessor,
     CLIPModel,
     CLIPProcessor,
+    LlamaConfig,
+    LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -34,7 +36,7 @@ from diver.text.query import attention, cluster, joined
 from diver.text.resources import TextError, resolve
 from diver.text.tokens import Counter
 from diver.text.vlm import Captioner
-from diver.text.writer import EXTRACTIVE, Writer
+from diver.text.writer import EXTRACTIVE, LocalModel, Writer
 
 SENTENCE = "a the of picture cat dog red blue USER ASSISTANT sits runs on grass sofa , . : ( ) nothing"
 
@@ -560,6 +562,34 @@ def test_a_service_without_an_answer_is_an_error(service: tuple[type[_Service], 
         Writer(config.model_copy(update={"source": "http://127.0.0.1:9/v1"}), COUNT)(CAPTIONS, vocabulary)
     with pytest.raises(TextError, match="service_model"):
         Writer(MergeConfig(source="http://127.0.0.1:9/v1"), COUNT)
+
+
+@pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m['content'] }} {% endfor %}"])
+def test_a_language_model_of_a_directory_answers_the_same_each_time(tmp_path: Path, template: str | None) -> None:
+    torch.manual_seed(0)
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = template
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=len(tokenizer), max_position_embeddings=512))
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    config = MergeConfig(source=str(tmp_path / "model"), max_tokens=16, attempts=2)
+    first = Writer(config, COUNT, tmp_path / "answers")(CAPTIONS[:2], Vocabulary(CAPTIONS, "beagle"))
+    # Random weights do not know what they are asked.
+    assert first.by == EXTRACTIVE and first.fault.startswith("the model's text ")
+    kept = sorted((tmp_path / "answers").iterdir())
+    answers = [json.loads(file.read_text())["answer"] for file in kept]
+    assert len(kept) == 2
+    again = Writer(config, COUNT, tmp_path / "others")(CAPTIONS[:2], Vocabulary(CAPTIONS, "beagle"))
+    assert again == first
+    assert [file.read_bytes() for file in sorted((tmp_path / "others").iterdir())] == [f.read_bytes() for f in kept]
+    assert answers and LocalModel(config.source).identity in kept[0].read_text()
+    before = LocalModel(config.source).identity
+    torch.nn.init.zeros_(model.lm_head.weight)
+    model.save_pretrained(tmp_path / "model")
+    assert LocalModel(config.source).identity != before
+    with pytest.raises(TextError, match="nowhere: cannot be loaded as AutoModelForCausalLM"):
+        Writer(MergeConfig(source=str(tmp_path / "nowhere")), COUNT)(CAPTIONS, Vocabulary(CAPTIONS, "beagle"))
 
 
 def test_a_damaged_answer_on_disk_is_named(service: tuple[type[_Service], MergeConfig], tmp_path: Path) -> None:
