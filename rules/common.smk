@@ -253,6 +253,19 @@ def recover_settings(wildcards):
     return STUDY.recover[wildcards.stage2].full(wildcards.stage1)
 
 
+def caption_files(wildcards):
+    """Files that the captions come from: of the captions and of the images' names, if the study gives any."""
+    settings = STUDY.preparations.captions
+    made = (ATTRIBUTES, MODEL)
+    given = [None if settings.source in made else settings.source, settings.names]
+    return [path.replace("{dataset}", wildcards.dataset) for path in given if path]
+
+
+def artefacts_before_texts(wildcards):
+    """What the texts of EDITS and VLCP are made from."""
+    return [path for name, path in artefacts_of_set(wildcards).items() if name != "texts"]
+
+
 def prior_options():
     return STUDY.prior.options().model_dump(mode="json")
 

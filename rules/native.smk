@@ -1,5 +1,6 @@
 # Diffusion-native systems: what they prepare, their sets, and their own table and figure.
 from diver.config.native.d3hr import D3HRConfig
+from diver.config.native.edits import CLUSTERED_BY
 
 NATIVE = cells.native_entries(STUDY)
 INVERTED = [
@@ -92,19 +93,6 @@ def pictured_labels():
     stage2 = display_names()["stage2"]
     names = [(STUDY.distill[cell.stage1].label, cell.stage2) for cell in pictured()]
     return [label if name == NONE else f"{label} + {stage2[name]}" for label, name in names]
-
-
-def caption_files(wildcards):
-    """Files that the captions come from: of the captions and of the images' names, if the study gives any."""
-    settings = STUDY.preparations.captions
-    made = (ATTRIBUTES, MODEL)
-    given = [None if settings.source in made else settings.source, settings.names]
-    return [path.replace("{dataset}", wildcards.dataset) for path in given if path]
-
-
-def artefacts_before_texts(wildcards):
-    """What the texts of EDITS and VLCP are made from."""
-    return [path for name, path in artefacts_of_set(wildcards).items() if name != "texts"]
 
 
 if NATIVE:
@@ -279,7 +267,7 @@ if NATIVE:
         threads: 1
         params:
             method=native_method,
-            settings=native_settings(),
+            settings=native_settings(*CLUSTERED_BY),
             captions=STUDY.preparations.captions.model_dump(mode="json"),
             artefacts=artefacts_of_set,
             answers=f"{RESULTS}/native/{{dataset}}/answers",

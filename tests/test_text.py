@@ -17,6 +17,8 @@ from transformers import (
     CLIPImageProcessor,
     CLIPModel,
     CLIPProcessor,
+    LlamaConfig,
+    LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -27,14 +29,14 @@ from diver.config.text import PICTURES, SENTENCES, CaptionConfig, FeatureConfig,
 from diver.text import mobilenet
 from diver.text.attributes import Seen, colour_name, measure, to_lab
 from diver.text.captions import image_names, match, read_captions, read_names
-from diver.text.features import clip_features, image_embedding, sentence_features, shared_space
+from diver.text.features import Clip, Pair, Sentences, image_embedding, shared_space
 from diver.text.merge import Vocabulary, names_class
-from diver.text.prepare import Embedded, caption_images, embed_captions
+from diver.text.prepare import Embedded, _Rows, caption_images, embed_captions
 from diver.text.query import attention, cluster, joined
 from diver.text.resources import TextError, resolve
 from diver.text.tokens import Counter
 from diver.text.vlm import Captioner
-from diver.text.writer import EXTRACTIVE, Writer
+from diver.text.writer import EXTRACTIVE, LocalModel, Writer
 
 SENTENCE = "a the of picture cat dog red blue USER ASSISTANT sits runs on grass sofa , . : ( ) nothing"
 
@@ -291,9 +293,50 @@ def test_substitutes_caption_and_embed_images(tmp_path: Path) -> None:
         Embedded.read(out)
 
 
+def test_embedding_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    class Fake:
+        def __init__(self, config: FeatureConfig) -> None: ...
+
+        def __call__(self, images: Tensor, texts: list[str]) -> Pair:
+            if len(asked) == stop:
+                raise KeyboardInterrupt
+            asked.append(len(images))
+            values = images[:, 0, 0, :1].float()
+            return Pair(values.expand(-1, 3), -values)
+
+        def together(self, pair: Pair) -> Pair:
+            return pair
+
+    monkeypatch.setattr("diver.text.prepare.EXTRACTORS", {"offline": Fake})
+    images = torch.arange(150, dtype=torch.uint8).view(150, 1, 1, 1)
+    names = image_names(torch.zeros(150, dtype=torch.int64), ["cat"])
+    path, out = tmp_path / "captions.jsonl", tmp_path / "features.safetensors"
+    lines(path, *({"file_name": name, "text": f"number {i}"} for i, name in enumerate(names)))
+    stop = 2
+    with pytest.raises(KeyboardInterrupt):
+        embed_captions(images, names, path, FeatureConfig(), out, quiet)
+    with out.with_suffix(".part").open("ab") as file:
+        file.write(b"cut off")
+    stop = 9
+    made = embed_captions(images, names, path, FeatureConfig(), out, quiet)
+    assert asked == [64, 64, 22] and not out.with_suffix(".part").exists()
+    assert torch.equal(made.images, torch.arange(150.0)[:, None].expand(-1, 3))
+    assert torch.equal(made.texts, -torch.arange(150.0)[:, None])
+
+
+def test_rows_of_other_settings_are_not_gone_on_from(tmp_path: Path) -> None:
+    first, other = _Rows(tmp_path / "rows.part", "one"), _Rows(tmp_path / "rows.part", "two")
+    first.add(Pair(torch.ones(64, 2), torch.zeros(64, 1)))
+    found = first.read()
+    assert found is not None and found.images.shape == (64, 2)
+    assert other.read() is None and not other.path.exists()
+
+
 def test_sentences_of_one_meaning_are_near() -> None:
-    found = sentence_features(["a dog runs", "the hound is running", "a bowl of soup", "a dog runs"], SENTENCES)
-    assert torch.equal(found[0], found[3])
+    found = Sentences(SENTENCES)(["a dog runs", "the hound is running", "a bowl of soup", "a dog runs"])
+    assert torch.allclose(found[0], found[3], atol=1e-6)
     assert found[0] @ found[1] > found[0] @ found[2] + 0.2
 
 
@@ -333,8 +376,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_clip_features_are_those_of_its_class(clip: Path) -> None:
     images = torch.randint(0, 256, (3, 3, 20, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     texts = ["a red cat", "the dog runs on the grass", "a cat"]
-    pair = clip_features(images, texts, FeatureConfig(source="clip", clip=str(clip)), quiet)
-    released = clip_features(images, texts, FeatureConfig(source="clip", clip=str(clip), post_layernorm=False), quiet)
+    pair = Clip(FeatureConfig(source="clip", clip=str(clip)))(images, texts)
+    released = Clip(FeatureConfig(source="clip", clip=str(clip), post_layernorm=False))(images, texts)
     assert pair.images.shape == pair.texts.shape == (3, 8)
     assert torch.equal(pair.texts, released.texts) and not torch.allclose(pair.images, released.images)
     model = CLIPModel.from_pretrained(clip).eval()
@@ -346,7 +389,7 @@ def test_clip_features_are_those_of_its_class(clip: Path) -> None:
         token = model.vision_model(pixel_values=pixels).last_hidden_state[:, 0]
         assert torch.allclose(image_embedding(model, pixels, False), model.visual_projection(token))
     with pytest.raises(TextError, match="cannot be loaded as CLIPModel"):
-        clip_features(images, texts, FeatureConfig(source="clip", clip=str(clip / "nowhere")), quiet)
+        Clip(FeatureConfig(source="clip", clip=str(clip / "nowhere")))(images, texts)
 
 
 @pytest.fixture(scope="module")
@@ -519,6 +562,34 @@ def test_a_service_without_an_answer_is_an_error(service: tuple[type[_Service], 
         Writer(config.model_copy(update={"source": "http://127.0.0.1:9/v1"}), COUNT)(CAPTIONS, vocabulary)
     with pytest.raises(TextError, match="service_model"):
         Writer(MergeConfig(source="http://127.0.0.1:9/v1"), COUNT)
+
+
+@pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m['content'] }} {% endfor %}"])
+def test_a_language_model_of_a_directory_answers_the_same_each_time(tmp_path: Path, template: str | None) -> None:
+    torch.manual_seed(0)
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = template
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=len(tokenizer), max_position_embeddings=512))
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    config = MergeConfig(source=str(tmp_path / "model"), max_tokens=16, attempts=2)
+    first = Writer(config, COUNT, tmp_path / "answers")(CAPTIONS[:2], Vocabulary(CAPTIONS, "beagle"))
+    # Random weights do not know what they are asked.
+    assert first.by == EXTRACTIVE and first.fault.startswith("the model's text ")
+    kept = sorted((tmp_path / "answers").iterdir())
+    answers = [json.loads(file.read_text())["answer"] for file in kept]
+    assert len(kept) == 2
+    again = Writer(config, COUNT, tmp_path / "others")(CAPTIONS[:2], Vocabulary(CAPTIONS, "beagle"))
+    assert again == first
+    assert [file.read_bytes() for file in sorted((tmp_path / "others").iterdir())] == [f.read_bytes() for f in kept]
+    assert answers and LocalModel(config.source).identity in kept[0].read_text()
+    before = LocalModel(config.source).identity
+    torch.nn.init.zeros_(model.lm_head.weight)
+    model.save_pretrained(tmp_path / "model")
+    assert LocalModel(config.source).identity != before
+    with pytest.raises(TextError, match="nowhere: cannot be loaded as AutoModelForCausalLM"):
+        Writer(MergeConfig(source=str(tmp_path / "nowhere")), COUNT)(CAPTIONS, Vocabulary(CAPTIONS, "beagle"))
 
 
 def test_a_damaged_answer_on_disk_is_named(service: tuple[type[_Service], MergeConfig], tmp_path: Path) -> None:

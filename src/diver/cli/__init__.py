@@ -7,6 +7,7 @@ import typer
 
 from diver.cli.common import UserError
 from diver.cli.files import convert, export, forms, import_, info, show
+from diver.cli.native import synthesize
 from diver.cli.stages import distill, experts, judge, merge, methods, presets, recover
 from diver.cli.students import compare, evaluate, protocols, teach
 from diver.cli.studies import check, schema
@@ -21,7 +22,7 @@ app = typer.Typer(
 
 # In the order in which the help shows them.
 COMMANDS: list[Callable[..., None]] = [
-    *(info, show, recover, evaluate, compare, distill, convert, import_, export, merge),
+    *(info, show, recover, evaluate, compare, distill, synthesize, convert, import_, export, merge),
     *(methods, presets, protocols, forms, teach, experts, judge, check, schema),
 ]
 for command in COMMANDS:

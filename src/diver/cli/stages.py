@@ -43,6 +43,12 @@ def _expert_names() -> list[str]:
     return list(EXPERTS)
 
 
+def _native_names() -> list[str]:
+    from diver.config.native import SETTINGS
+
+    return list(SETTINGS)
+
+
 def _recover_names() -> list[str]:
     from diver.config.recover import SETTINGS
 
@@ -164,19 +170,22 @@ def methods(
         str | None,
         typer.Argument(
             help="Show all settings of this one.",
-            autocompletion=completed(lambda: [*_distill_names(), *_recover_names()]),
+            autocompletion=completed(lambda: [*_distill_names(), *_native_names(), *_recover_names()]),
         ),
     ] = None,
     json_: Json = False,
 ) -> None:
-    """List the methods of stage 1 (`diver distill`) and stage 2 (`diver recover`), or show one's settings.
+    """List what makes sets: stage 1 (`distill`), the diffusion-native systems (`synthesize`), stage 2 (`recover`).
+
+    With a name, show its settings.
 
     Example: diver methods dm
     """
-    from diver.config import distill, recover
+    from diver.config import distill, native, recover
 
-    found = {
+    found: dict[str, tuple[str, type[Any]]] = {
         **{method: ("distill", distill.SETTINGS[method]) for method in _distill_names()},
+        **{system: ("synthesize", model) for system, model in native.SETTINGS.items()},
         **{method: ("recover", model) for method, model in recover.SETTINGS.items()},
     }
     if name is not None:
@@ -197,7 +206,7 @@ def methods(
         print_json({method: {"stage": stage, "about": text} for method, (stage, text) in lines.items()})
         return
     for method, (stage, text) in lines.items():
-        print(f"{stage}  {method:12} {text.splitlines()[0] if text else ''}")
+        print(f"{stage:10}  {method:12} {text.splitlines()[0] if text else ''}")
 
 
 def _loaded(prior: str, options: "PriorOptions | None" = None) -> "Prior":

@@ -5,7 +5,7 @@ nothing of each other: ridge regression of the captions' features on the images'
 (after principal components), fitted on the captioned training images, brings the images to where the captions are.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diver.config.text import FeatureConfig
-from diver.progress import Progress
 from diver.text import mobilenet
 from diver.text.resources import TextError, resolve
 from diver.workers import best_device
 
-CHUNK = 64
+Images = Sequence[Tensor] | Tensor
 # Components of each side before canonical correlations, and of these.
 REDUCED, CORRELATED = 64, 32
 
@@ -49,26 +48,29 @@ def load_model(kind: type[Any], source: str, **settings: Any) -> Any:
         ) from error
 
 
-def clip_features(
-    images: Sequence[Tensor] | Tensor, texts: Sequence[str], config: FeatureConfig, progress: Progress
-) -> Pair:
-    """CLIP's features of images uint8 [C, H, W] and of their captions, which are cut after the model's length."""
-    from transformers import AutoProcessor, CLIPModel
+class Clip:
+    """CLIP, on the best device; captions are cut after its text model's length."""
 
-    model = load_model(CLIPModel, config.clip).eval().to(best_device())
-    processor = load_model(AutoProcessor, config.clip)
-    pictures, words = [], []
-    with torch.inference_mode():
-        for first in range(0, len(texts), CHUNK):
-            part = [image.expand(3, -1, -1) for image in images[first : first + CHUNK]]
-            pixels = processor.image_processor(images=part, return_tensors="pt")["pixel_values"].to(model.device)
-            pictures.append(image_embedding(model, pixels, config.post_layernorm).float().cpu())
-            tokens = processor.tokenizer(
-                list(texts[first : first + CHUNK]), padding=True, truncation=True, return_tensors="pt"
-            ).to(model.device)
-            words.append(_plain(model.get_text_features(**tokens)).float().cpu())
-            progress(min(first + CHUNK, len(texts)), len(texts), "captioned images embedded")
-    return Pair(torch.cat(pictures), torch.cat(words))
+    def __init__(self, config: FeatureConfig):
+        from transformers import AutoProcessor, CLIPModel
+
+        self.config = config
+        self.model = load_model(CLIPModel, config.clip).eval().to(best_device())
+        self.processor = load_model(AutoProcessor, config.clip)
+
+    @torch.inference_mode()
+    def __call__(self, images: Images, texts: Sequence[str]) -> Pair:
+        """Features of images uint8 [C, H, W] and of their captions."""
+        pictures = [image.expand(3, -1, -1) for image in images]
+        pixels = self.processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+        seen = image_embedding(self.model, pixels.to(self.model.device), self.config.post_layernorm)
+        tokens = self.processor.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        said = _plain(self.model.get_text_features(**tokens.to(self.model.device)))
+        return Pair(seen.float().cpu(), said.float().cpu())
+
+    def together(self, pair: Pair) -> Pair:
+        """CLIP's features are in one space already."""
+        return pair
 
 
 def image_embedding(model: Any, pixels: Tensor, post_layernorm: bool) -> Tensor:
@@ -79,7 +81,7 @@ def image_embedding(model: Any, pixels: Tensor, post_layernorm: bool) -> Tensor:
     if post_layernorm:
         return _plain(model.get_image_features(pixel_values=pixels))
     hidden = model.vision_model(pixel_values=pixels).last_hidden_state[:, 0]
-    return model.visual_projection(hidden)  # type: ignore[no-any-return]
+    return model.visual_projection(hidden)
 
 
 def _plain(features: Any) -> Tensor:
@@ -87,22 +89,21 @@ def _plain(features: Any) -> Tensor:
     return features if isinstance(features, Tensor) else features.pooler_output
 
 
-def sentence_features(texts: Sequence[str], source: str) -> Tensor:
-    """Mean of a sentence network's last hidden states over the words, L2-normalised, float32 [n, d]."""
-    from transformers import AutoModel, AutoTokenizer
+class Sentences:
+    """Mean of a sentence network's last hidden states over the words, L2-normalised."""
 
-    model, tokenizer = load_model(AutoModel, source).eval(), load_model(AutoTokenizer, source)
-    # Captions of one length in a batch need no padding; each caption is embedded once.
-    order = sorted(set(texts), key=lambda text: (len(text), text))
-    found: dict[str, Tensor] = {}
-    with torch.inference_mode():
-        for first in range(0, len(order), CHUNK):
-            part = order[first : first + CHUNK]
-            tokens = tokenizer(part, padding=True, truncation=True, return_tensors="pt")
-            mask = tokens["attention_mask"].unsqueeze(-1)
-            hidden = (model(**tokens).last_hidden_state * mask).sum(1) / mask.sum(1)
-            found.update(zip(part, F.normalize(hidden.float(), dim=1), strict=True))
-    return torch.stack([found[text] for text in texts])
+    def __init__(self, source: str):
+        from transformers import AutoModel, AutoTokenizer
+
+        self.model, self.tokenizer = load_model(AutoModel, source).eval(), load_model(AutoTokenizer, source)
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """float32 [n, d]."""
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        mask = tokens["attention_mask"].unsqueeze(-1)
+        hidden = (self.model(**tokens).last_hidden_state * mask).sum(1) / mask.sum(1)
+        return F.normalize(hidden.float(), dim=1)
 
 
 def shared_space(images: Tensor, texts: Tensor, how: str, alpha: float) -> Pair:
@@ -138,18 +139,22 @@ def _floats(values: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
 
 
-def offline_features(
-    images: Sequence[Tensor] | Tensor, texts: Sequence[str], config: FeatureConfig, progress: Progress
-) -> Pair:
-    """The substitute's features of images uint8 [C, H, W] and of their captions."""
-    words = sentence_features(texts, config.sentences)
-    pictures = []
-    for first in range(0, len(texts), CHUNK):
-        part = images[first : first + CHUNK]
-        part = part if isinstance(part, Tensor) else torch.stack([_square(image, config.size) for image in part])
-        pictures.append(mobilenet.features(config.pictures, part, config.size))
-        progress(min(first + CHUNK, len(texts)), len(texts), "captioned images embedded")
-    return shared_space(torch.cat(pictures), words, config.shared, config.alpha)
+class Offline:
+    """The substitute: MobileNetV2 and a sentence network."""
+
+    def __init__(self, config: FeatureConfig):
+        self.config, self.sentences = config, Sentences(config.sentences)
+        mobilenet.load(config.pictures)
+
+    def __call__(self, images: Images, texts: Sequence[str]) -> Pair:
+        """Features of images uint8 [C, H, W] and of their captions, each in a space of its own."""
+        config = self.config
+        same = images if isinstance(images, Tensor) else torch.stack([_square(image, config.size) for image in images])
+        return Pair(mobilenet.features(config.pictures, same, config.size), self.sentences(texts))
+
+    def together(self, pair: Pair) -> Pair:
+        """All of them in one space."""
+        return shared_space(pair.images, pair.texts, self.config.shared, self.config.alpha)
 
 
 def _square(image: Tensor, size: int) -> Tensor:
@@ -158,4 +163,4 @@ def _square(image: Tensor, size: int) -> Tensor:
     return resized[0].round().clamp(0, 255).byte()
 
 
-EXTRACTORS: dict[str, Callable[..., Pair]] = {"clip": clip_features, "offline": offline_features}
+EXTRACTORS: dict[str, type[Clip] | type[Offline]] = {"clip": Clip, "offline": Offline}

@@ -1,6 +1,7 @@
 """From training images to captions and features: the two artefacts that the text-guided systems start from."""
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 from diver.config.text import ATTRIBUTES, MODEL, CaptionConfig, FeatureConfig
 from diver.data.prepared import Prepared
 from diver.progress import Progress
-from diver.tensorfile import TensorFileError, file_checksum, read_tensors, write_tensors
+from diver.tensorfile import TensorFileError, canonical_json, file_checksum, read_tensors, write_tensors
 from diver.text import mobilenet
 from diver.text.attributes import describe_images
 from diver.text.captions import (
@@ -24,11 +25,12 @@ from diver.text.captions import (
     read_names,
     write_captions,
 )
-from diver.text.features import EXTRACTORS
+from diver.text.features import EXTRACTORS, Images, Pair
 from diver.text.resources import TextError
 from diver.text.tokens import Counter
 
-Images = Sequence[Tensor] | Tensor
+# Images embedded together, and lost when a run is killed.
+CHUNK = 64
 FORMAT = "image and caption features 1"
 
 
@@ -46,7 +48,8 @@ def _captioner(config: CaptionConfig) -> Callable[[Images, Sequence[str]], list[
         return partial(describe_images, look=partial(mobilenet.look, config.pictures, size=config.size))
     from diver.text.vlm import Captioner
 
-    return Captioner(config, Counter.of(config.tokenizer))
+    captioner = Captioner(config, Counter.of(config.tokenizer))
+    return lambda images, names: captioner(list(images), names)
 
 
 def caption_images(
@@ -164,20 +167,65 @@ def embed_captions(
     config: FeatureConfig,
     out: str | Path,
     progress: Progress,
-    facts: Mapping[str, Any] = {},  # noqa: B006 (never changed)
 ) -> Embedded:
-    """Write the features of the captioned images and of their captions to `out`. Raises TextError."""
+    """Write the features of the captioned images and of their captions to `out`.
+
+    A run that was killed goes on after the last images that are in the file beside `out`. Raises TextError.
+    """
     captions = read_captions(captions_path)
     positions = match(captions, names, str(captions_path))
-    chosen = images[positions] if isinstance(images, Tensor) else [images[p] for p in positions]
     texts = tuple(captions[names[p]] for p in positions)
-    pair = EXTRACTORS[config.source](chosen, texts, config, progress)
-    made = Embedded(
-        torch.tensor(positions),
-        pair.images,
-        pair.texts,
-        texts,
-        {**facts, "features": config.model_dump(mode="json"), "captions_sha256": file_checksum(captions_path)},
-    )
+    facts = {"features": config.model_dump(mode="json"), "captions_sha256": file_checksum(captions_path)}
+    journal = _Rows(Path(out).with_suffix(".part"), canonical_json(facts))
+    done = journal.read()
+    if done is not None:
+        print(f"{out}: goes on after {len(done.images)} of {len(positions)} images", flush=True)
+    extractor, first = EXTRACTORS[config.source](config), 0 if done is None else len(done.images)
+    for start in range(first, len(positions), CHUNK):
+        at = positions[start : start + CHUNK]
+        chosen = images[at] if isinstance(images, Tensor) else [images[p] for p in at]
+        journal.add(extractor(chosen, texts[start : start + CHUNK]))
+        progress(start + len(at) - first, len(positions) - first, "captioned images embedded")
+    whole = journal.read(partial_chunk=True)
+    assert whole is not None
+    pair = extractor.together(whole)
+    made = Embedded(torch.tensor(positions), pair.images, pair.texts, texts, facts)
     made.write(out)
+    journal.path.unlink()
     return made
+
+
+class _Rows:
+    """A file of rows of both features, float32, behind a line that says what they are of and how wide."""
+
+    def __init__(self, path: Path, facts: str):
+        self.path, self.facts = path, facts
+
+    def add(self, pair: Pair) -> None:
+        rows = torch.cat([pair.images, pair.texts], 1).float().contiguous()
+        with self.path.open("ab") as file:
+            if not file.tell():
+                head = {"facts": self.facts, "widths": [pair.images.shape[1], pair.texts.shape[1]]}
+                file.write(f"{canonical_json(head)}\n".encode())
+            file.write(rows.numpy().tobytes())
+
+    def read(self, partial_chunk: bool = False) -> Pair | None:
+        """All whole chunks (a kill may have cut the last), or what there is; None, and no file, if of other facts."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self.path.exists():
+            return None
+        head, _, content = self.path.read_bytes().partition(b"\n")
+        try:
+            found = json.loads(head)
+            (a, b), facts = found["widths"], found["facts"]
+        except (ValueError, TypeError, KeyError):
+            facts, a, b = None, 1, 1
+        count = len(content) // (4 * (a + b))
+        count -= 0 if partial_chunk else count % CHUNK
+        if facts != self.facts or not count:
+            self.path.unlink()
+            return None
+        with self.path.open("r+b") as file:
+            file.truncate(len(head) + 1 + 4 * (a + b) * count)
+        rows = torch.frombuffer(bytearray(content[: 4 * (a + b) * count]), dtype=torch.float32).reshape(count, a + b)
+        return Pair(rows[:, :a].contiguous(), rows[:, a:].contiguous())

@@ -1,0 +1,133 @@
+"""All that a system makes its set from, one artefact after the other: outside the workflow, without its rules."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diver.config.native import PREPARATIONS, NativeConfig, Preparations
+from diver.data.prepared import Prepared
+from diver.prior.base import Prior
+from diver.progress import Progress, reporter
+from diver.recover.d3hr import class_statistics
+from diver.recover.latents import Latents, chosen_images, encode_latents
+from diver.recover.minimax import write_tuned
+from diver.recover.prototypes import find_prototypes, write_prototypes
+from diver.recover.texts import captions_by_place, edits_texts, spoken, vlcp_texts, write_texts
+from diver.recover.tuning import finetune
+from diver.tensorfile import canonical_json
+from diver.text.prepare import Embedded, caption_images, embed_captions, names_of
+
+
+@dataclass(frozen=True)
+class Work:
+    """What preparations work on. `load` reads the prior anew, for what changes it; `made`: artefacts that are there."""
+
+    system: str
+    data: Prepared
+    ipc: int
+    prior: Prior
+    load: Callable[[], Prior]
+    config: Any
+    shared: Preparations
+    made: dict[str, Path]
+    folder: Path
+    progress: Progress
+
+    def latents(self) -> Latents:
+        return Latents.open(self.made["latents"], self.data, self.prior)
+
+
+def _latents(work: Work, out: Path) -> None:
+    encode_latents(work.data, work.prior, work.shared.latents, work.config.latents, out, work.progress)
+
+
+def _prototypes(work: Work, out: Path) -> None:
+    write_prototypes(out, *find_prototypes(work.latents(), work.ipc, work.config, work.progress))
+
+
+def _statistics(work: Work, out: Path) -> None:
+    folder = work.folder / "statistics"
+    found = class_statistics(work.latents(), work.data, work.prior, work.config, progress=work.progress, folder=folder)
+    found.write(out)
+
+
+def _tuned(work: Work, out: Path) -> None:
+    prior, checkpoint = work.load(), work.folder / "tuning.ckpt"
+    found, _ = finetune(work.latents(), work.data, prior, work.config, checkpoint=checkpoint, progress=work.progress)
+    write_tuned(prior, prior.facts.get("revision"), out.parent, found)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _captions(work: Work, out: Path) -> None:
+    data, config = work.data, work.shared.captions.of(work.data.dataset)
+    chosen = chosen_images(data.train_labels, len(data.classes), config.per_class, work.shared.latents.seed)
+    names, said = names_of(data, config), [spoken(name) for name in data.classes]
+    caption_images(data.train_images, names, data.train_labels, said, config, out, work.progress, chosen.tolist())
+
+
+def _features(work: Work, out: Path) -> None:
+    names = names_of(work.data, work.shared.captions.of(work.data.dataset))
+    embed_captions(work.data.train_images, names, work.made["captions"], work.shared.features, out, work.progress)
+
+
+def _texts(work: Work, out: Path) -> None:
+    data, ipc, prior, config = work.data, work.ipc, work.prior, work.config
+    if "features" in work.made:
+        features = Embedded.read(work.made["features"])
+        found = edits_texts(features, data, ipc, prior, config, work.folder / "answers", work.progress)
+    else:
+        captions = captions_by_place(work.made["captions"], names_of(data, work.shared.captions.of(data.dataset)))
+        found = vlcp_texts(work.latents(), captions, data, ipc, prior, config, work.progress)
+    write_texts(out, found)
+
+
+MAKERS: dict[str, Callable[[Work, Path], None]] = {
+    "latents": _latents,
+    "prototypes": _prototypes,
+    "statistics": _statistics,
+    "tuned": _tuned,
+    "captions": _captions,
+    "features": _features,
+    "texts": _texts,
+}
+
+
+def prepare(
+    system: str,
+    data: Prepared,
+    ipc: int,
+    load: Callable[[], Prior],
+    config: NativeConfig,
+    shared: Preparations,
+    folder: Path,
+    given: Mapping[str, Path] | None = None,
+    until: str | None = None,
+) -> tuple[Prior, dict[str, Path]]:
+    """The prior, and where a system's artefacts are: those that are `given`, and in `folder` those that are not.
+
+    What an earlier run left in the folder is taken if it was made with the same settings. Stops after the artefact
+    `until`. Raises ValueError as the preparations do.
+    """
+    prior, made = load(), dict(given or {})
+    key = {
+        **{"system": system, "ipc": ipc, "data": data.digest(), "prior": prior.name},
+        **{"settings": config.model_dump(mode="json"), "shared": shared.model_dump(mode="json")},
+        "given": {name: str(path) for name, path in made.items()},
+    }
+    for artefact in PREPARATIONS[system]:
+        name = artefact.name
+        if name not in made:
+            out, note = folder / f"{name}{artefact.suffix}", folder / f"{name}.settings.json"
+            text = canonical_json(key)
+            if not (out.exists() and note.exists() and note.read_text() == text):
+                out.parent.mkdir(parents=True, exist_ok=True)
+                note.unlink(missing_ok=True)
+                progress = reporter(f"{system}: {name}", every=5)
+                work = Work(system, data, ipc, prior, load, config, shared, made, folder, progress)
+                MAKERS[name](work, out)
+                note.write_text(text)
+            made[name] = out
+        if name == until:
+            break
+    return prior, made
