@@ -99,8 +99,8 @@ def _faults(study: Study, datasets: dict[str, DatasetSpec], root: Path) -> Itera
             uneven = [name for name, size in known.items() if size % settings["tiles"]]
             if uneven:
                 yield (
-                    f"recover.{stage2}.settings.tiles: {settings['tiles']} does not divide the {known[uneven[0]]} pixels "
-                    f"of {', '.join(uneven)}; take a divisor, 2 for NCFM"
+                    f"recover.{stage2}.settings.tiles: {settings['tiles']} does not divide the {known[uneven[0]]} "
+                    f"pixels of {', '.join(uneven)}; take a divisor, 2 for NCFM"
                 )
             learned = settings.get("sg_sigma") == "learned" and settings["sg_inject"] == "sample" and settings["gamma"]
             if places and learned and learns_variance(study.prior, root) is False:
