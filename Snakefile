@@ -21,6 +21,7 @@ include: "rules/distill.smk"
 include: "rules/recover.smk"
 include: "rules/students.smk"
 include: "rules/report.smk"
+include: "rules/record.smk"
 
 
 rule all:

@@ -2,7 +2,8 @@
 
 import re
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
@@ -12,10 +13,12 @@ sys.path.insert(0, SOURCE)
 from diver import study as cells
 from diver.config.base import ConfigError
 from diver.config.distill import NETWORKS, PIXELS, TEACHER
-from diver.config.networks import RECORDED
+from diver.config.report import PUBLISHED
 from diver.config.study import NONE, parse_study
 from diver.data.spec import SpecError, load_dataset_spec
 from diver.provenance import code_digest
+from diver.report import choices, paper
+from diver.report.labels import names_of
 
 try:
     STUDY = parse_study(config, " and ".join(map(str, workflow.configfiles)) or "the configuration")
@@ -131,25 +134,9 @@ def released_file(wildcards):
     return stage1_settings(wildcards)[0].get("path") or []
 
 
-def released_cells():
-    """The stage-1 sets that others have released."""
-    return [cell for cell in SETS if cell.stage2 == NONE and STUDY.distill[cell.stage1].method == "released"]
-
-
 def departures():
     """How the settings of each stage-1 set differ from the published ones."""
-    found = []
-    for cell in (cell for cell in SETS if cell.stage2 == NONE):
-        entry = STUDY.distill[cell.stage1]
-        found.append((asdict(cell), "; ".join(STUDY.departures(entry, cell.dataset, cell.ipc))))
-    return found
-
-
-def recorded_networks():
-    """Architectures that are, as they stand, networks of which released files record accuracies."""
-    plain = {name: one.network for name, one in STUDY.students.architectures.items() if not one.options}
-    known = {name: network for name, network in plain.items() if network in RECORDED.values()}
-    return known if released_cells() else {}
+    return [(asdict(cell), text) for cell, text in choices.departures(STUDY).items()]
 
 
 def stage1_set(wildcards):
@@ -195,29 +182,30 @@ def shard_files(wildcards):
     return cells.shard_paths(STUDY, cell, len(DATASETS[wildcards.dataset].classes))
 
 
+DISPLAYED = {name: spec.label or name for name, spec in DATASETS.items()}
+
+
+PAPER_TABLES = paper.plans(STUDY, DISPLAYED)
+
+
 def display_names():
     """Labels and order of the study's entries for tables and figures."""
-    return {
-        "stage1": {**{name: entry.label for name, entry in STUDY.distill.items()}, cells.FULL: "all training images"},
-        "stage2": {NONE: "stage-1 set", **{name: entry.label for name, entry in STUDY.recover.items()}},
-        "architecture": {name: entry.label for name, entry in STUDY.students.architectures.items()},
-        "dataset": {name: spec.label or name for name, spec in DATASETS.items()},
-    }
-
-
-SHOWN = cells.SetCell(STUDY.datasets[0], max(STUDY.ipc), STUDY.report.ladder_of or next(iter(STUDY.distill)))
-
-
-def gallery_sets():
-    """The sets of the gallery: the same images of the first dataset under each treatment, at the largest IPC."""
-    return [cells.set_path(STUDY, replace(SHOWN, stage2=stage2)) for stage2 in STUDY.report.gallery]
-
-
-def gallery_labels():
-    stage1, names = STUDY.distill[SHOWN.stage1].label, display_names()["stage2"]
-    return [stage1 if stage2 == NONE else names[stage2] for stage2 in STUDY.report.gallery]
+    return names_of(STUDY, DISPLAYED)
 
 
 def trace_path():
     """The trajectory that is pictured, at the largest IPC."""
-    return f"{RESULTS}/traces/{SHOWN.dataset}/ipc{SHOWN.ipc}/{SHOWN.stage1}/{STUDY.report.phases_of}.npz"
+    return str(choices.trace_path(STUDY))
+
+
+def students_so_far(wildcards):
+    """Tables of the students that there are, as a parameter and no input: nothing is trained for them."""
+    return [str(path) for path in student_paths() if Path(path).exists()]
+
+
+def no_such_target(wildcards):
+    """Says which of the publication's tables and figures the study has."""
+    wanted = f"{wildcards.kind}_{wildcards.name}"
+    known = [*STUDY.report.tables, *FIGURE_TARGETS]
+    told = f"it has {', '.join(known)}" if known else "it has none; a study may describe some under report.tables"
+    raise WorkflowError(f"the study {STUDY.name!r} has no {wanted}; {told}")

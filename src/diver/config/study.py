@@ -1,5 +1,6 @@
 """A whole study: one YAML file."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -10,6 +11,7 @@ from diver.config import distill, distill_presets, recover
 from diver.config.base import ConfigError, Model, nearest
 from diver.config.prior import PriorChoice
 from diver.config.protocols import by_ipc
+from diver.config.report import TABLE_NAME, UNSEEN_MEAN, Report
 from diver.config.students import Students, Teacher
 
 NONE = "none"
@@ -31,6 +33,7 @@ class DistillEntry(Model):
 
     method: str = Field(description="Name in the registry of stage-1 methods.")
     label: str = Field(description="Name in tables and figures.")
+    published: str | None = Field(None, description="Name in the file of published numbers; the label when left out.")
     preset: Literal["published"] | None = Field(
         None, description="published: start from the method's published settings for the dataset and IPC."
     )
@@ -72,6 +75,7 @@ class RecoverEntry(Model):
     method: str = Field("", description="Name in the registry of stage-2 methods; a preset's own when left out.")
     preset: str | None = Field(None, description="A published setting to start from; `diver presets` lists them.")
     label: str = Field(description="Name in tables and figures.")
+    published: str | None = Field(None, description="Name in the file of published numbers; the label when left out.")
     settings: dict[str, Any] = Field({}, description="The method's settings; what is left out takes its default.")
     applies_to: list[str] | None = Field(None, description="Stage-1 entries that it is applied to; all when left out.")
     sweep: dict[str, list[Any]] = Field(
@@ -137,23 +141,6 @@ def sweep_points(entries: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-class Report(Model):
-    """What the report shows."""
-
-    ladder: list[str] = Field([], description="Stage-2 entries of the ladder, in order ('none': the set itself).")
-    ladder_of: str | None = Field(None, description="Stage-1 entry that the ladder is shown for.")
-    gallery: list[str] = Field([], description="Stage-2 entries shown in the gallery, in order.")
-    phases_of: str | None = Field(None, description="Stage-2 entry (method diver) whose trajectory is pictured.")
-    published: str | None = Field(
-        None, description="CSV of published accuracies (data/published/) that stage-1 sets are set beside."
-    )
-    reference_per_class: int = Field(
-        1000,
-        ge=6,
-        description="Real training images of each class, at most, that the sets' images are measured against.",
-    )
-
-
 class Study(Model):
     """A study: datasets x IPC x stage 1 x stage 2 x students."""
 
@@ -205,6 +192,7 @@ class Study(Model):
         refer("report.gallery", self.report.gallery, known2)
         refer("report.ladder_of", [self.report.ladder_of] if self.report.ladder_of else [], list(self.distill))
         refer("report.phases_of", [self.report.phases_of] if self.report.phases_of else [], list(self.recover))
+        faults += self._table_faults()
         for section, name in TAKEN.items():
             if name in getattr(self, section):
                 faults.append(f"{section}.{name}: the name stands for something else; choose another")
@@ -232,6 +220,24 @@ class Study(Model):
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _table_faults(self) -> list[str]:
+        """What is wrong with the names of the report's tables and in them."""
+        architectures = [UNSEEN_MEAN, *self.students.architectures]
+        known = {
+            "datasets": self.datasets,
+            "ipc": list(map(str, self.ipc)),
+            "stage1": list(self.distill),
+            "stage2": [NONE, *self.recover],
+            "architectures": architectures,
+            "published_architectures": architectures,
+        }
+        faults = []
+        for name, table in self.report.tables.items():
+            if not re.match(TABLE_NAME, name):
+                faults.append(f"report.tables.{name}: a table's name is table_ and lower-case letters, digits or _")
+            faults += table.faults(f"report.tables.{name}", known)
+        return faults
 
     def _stage1_faults(self) -> list[str]:
         """What is wrong with a stage-1 entry at some dataset and IPC."""

@@ -1,6 +1,7 @@
 """Tables of a study: numbers for machines (CSV) and the same rows for people (LaTeX, HTML, Markdown)."""
 
 import html
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -100,6 +101,13 @@ def ablation(table: pd.DataFrame, labels: Labels, stage1: str, ladder: Sequence[
     legend = ["Δ: difference to the stage-1 set or to the row above, paired by seed and architecture, in points."]
     rows = [one for one in names.order_cells(cells(chosen)) if one.stage2 in ladder]
     return _assemble("Ladder", chosen, names, rows, groups, legend, every)
+
+
+def metrics_text(cross: Table) -> str:
+    """The unseen mean of every set of `cross_architecture` as JSON, for `dvc metrics show`."""
+    unseen = cross.data.set_index(list(Cell._fields))["unseen_last_mean"].round(2)
+    metrics = {"/".join(map(str, tuple(row))): value for row, value in zip(unseen.index, unseen, strict=True)}
+    return json.dumps({"unseen_accuracy": metrics}, indent=1) + "\n"
 
 
 Differences = Mapping[str, tuple[pd.DataFrame, Mapping[str, str]]]
