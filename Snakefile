@@ -22,6 +22,7 @@ include: "rules/native.smk"
 include: "rules/recover.smk"
 include: "rules/students.smk"
 include: "rules/report.smk"
+include: "rules/record.smk"
 
 
 check_pool()

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from snakemake.cli import parse_args
@@ -20,10 +20,12 @@ from diver.checks import check_study, network_path
 from diver.config.base import ConfigError
 from diver.config.distill import NETWORKS, TEACHER
 from diver.config.native import CLUSTERING, PREPARATIONS
-from diver.config.networks import RECORDED
+from diver.config.report import PUBLISHED
 from diver.config.study import NONE
 from diver.config.text import ATTRIBUTES, MODEL
 from diver.provenance import code_digest
+from diver.report import choices, paper
+from diver.report.labels import names_of
 
 
 def only_planned():
@@ -199,30 +201,9 @@ def released_file(wildcards):
     return here([stage1_settings(wildcards).get("path")])
 
 
-def released_cells():
-    """The stage-1 sets that others have released."""
-    return [cell for cell in SETS if cell.stage2 == NONE and STUDY.distill[cell.stage1].method == "released"]
-
-
 def departures():
     """How the settings of each stage-1 set differ from the published ones."""
-    found = []
-    for cell in (cell for cell in SETS if cell.stage2 == NONE):
-        entry = STUDY.distill[cell.stage1]
-        found.append((asdict(cell), "; ".join(STUDY.departures(entry, cell.dataset, cell.ipc))))
-    return found
-
-
-def all_architectures():
-    """Students of all datasets by short name."""
-    return {name: one for dataset in STUDY.datasets for name, one in STUDY.students_at(dataset).architectures.items()}
-
-
-def recorded_networks():
-    """Architectures that are, as they stand, networks of which released files record accuracies."""
-    plain = {name: one.network for name, one in all_architectures().items() if not one.options}
-    known = {name: network for name, network in plain.items() if network in RECORDED.values()}
-    return known if released_cells() else {}
+    return [(asdict(cell), text) for cell, text in choices.departures(STUDY).items()]
 
 
 def stage1_set(wildcards):
@@ -286,29 +267,32 @@ def shard_files(wildcards):
     return cells.shard_paths(STUDY, cell, len(DATASETS[wildcards.dataset].classes))
 
 
-def display_names():
-    """Labels and order of the study's entries for tables and figures."""
-    return {
-        "stage1": {**{name: entry.label for name, entry in STUDY.distill.items()}, cells.FULL: "all training images"},
-        "stage2": {NONE: "stage-1 set", **{name: entry.label for name, entry in STUDY.recover.items()}},
-        "architecture": {name: entry.label for name, entry in all_architectures().items()},
-        "dataset": {name: spec.label or name for name, spec in DATASETS.items()},
-    }
+DISPLAYED = {name: spec.label or name for name, spec in DATASETS.items()}
 
 
+PAPER_TABLES = paper.plans(STUDY, DISPLAYED)
+PUBLISHED_NUMBERS = STUDY.report.published or PUBLISHED
 SHOWN = cells.shown_cell(STUDY)
 
 
-def gallery_sets():
-    """The sets of the gallery: the same images of its first dataset under each treatment, at the largest IPC."""
-    return [cells.set_path(STUDY, replace(SHOWN, stage2=stage2)) for stage2 in STUDY.report.gallery]
-
-
-def gallery_labels():
-    stage1, names = STUDY.distill[SHOWN.stage1].label, display_names()["stage2"]
-    return [stage1 if stage2 == NONE else names[stage2] for stage2 in STUDY.report.gallery]
+def display_names():
+    """Labels and order of the study's entries for tables and figures."""
+    return names_of(STUDY, DISPLAYED)
 
 
 def trace_path():
     """The trajectory that is pictured, at the largest IPC."""
-    return f"{RESULTS}/traces/{SHOWN.dataset}/ipc{SHOWN.ipc}/{SHOWN.stage1}/{STUDY.report.phases_of}.npz"
+    return str(choices.trace_path(STUDY))
+
+
+def students_so_far(wildcards):
+    """Tables of the students that there are, as a parameter and no input: nothing is trained for them."""
+    return [str(path) for path in student_paths() if Path(path).exists()]
+
+
+def no_such_target(wildcards):
+    """Says which of the publication's tables and figures the study has."""
+    wanted = f"{wildcards.kind}_{wildcards.name}"
+    known = [*STUDY.report.tables, *FIGURE_TARGETS]
+    told = f"it has {', '.join(known)}" if known else "it has none; a study may describe some under report.tables"
+    raise WorkflowError(f"the study {STUDY.name!r} has no {wanted}; {told}")

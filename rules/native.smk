@@ -311,7 +311,7 @@ if NATIVE:
     rule compare_systems:
         input:
             results=f"{RESULTS}/tables/results.csv",
-            published=STUDY.report.systems or [],
+            published=PUBLISHED_NUMBERS,
         output:
             table=expand(f"{RESULTS}/tables/systems.{{form}}", form=["csv", "tex", "md"]),
             html=report(

@@ -1,4 +1,4 @@
-"""Figures: both formats, deterministic bytes, and that they show what they are given."""
+"""Figures: all formats, deterministic bytes, and that they show what they are given."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,24 +14,24 @@ from diver.report import figures
 from diver.report.labels import Labels
 
 CLASSES = ("airplane", "automobile", "bird")
-Draw = Callable[[Path], tuple[Path, Path]]
+Draw = Callable[[Path], tuple[Path, Path, Path]]
 
 
 def pictures(seed: int, n: int = 6) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-0.2, 1.2, (n, 3, 8, 8)).astype(np.float32)
 
 
-def draw_gallery(path: Path) -> tuple[Path, Path]:
+def draw_gallery(path: Path) -> tuple[Path, Path, Path]:
     labels = np.repeat(range(3), 2)
     return figures.gallery({"stage-1 set": (pictures(0), labels), "DIVER": (pictures(1), labels)}, CLASSES, path)
 
 
-def draw_phases(path: Path) -> tuple[Path, Path]:
+def draw_phases(path: Path) -> tuple[Path, Path, Path]:
     k = np.arange(49, -1, -1)
     return figures.phases(pictures(2, 50), list(k), list(k * 20), (25, 40), path)
 
 
-def draw_gain(path: Path) -> tuple[Path, Path]:
+def draw_gain(path: Path) -> tuple[Path, Path, Path]:
     row = {"quality": [50.0, 80.0], "mean": [-4.0, 1.0], "low": [-5.0, np.nan], "high": [-3.0, np.nan]}
     return figures.gain_vs_prior(pd.DataFrame({**row, "name": ["early", "late"]}), "class agreement (%)", path)
 
@@ -53,13 +53,14 @@ DRAWINGS: dict[str, Draw] = {
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
-def test_writes_both_formats_with_the_same_bytes_each_time(name: str, tmp_path: Path) -> None:
+def test_writes_all_formats_with_the_same_bytes_each_time(name: str, tmp_path: Path) -> None:
     first = DRAWINGS[name](tmp_path / "first.svg")
     second = DRAWINGS[name](tmp_path / "second")
-    assert [path.name for path in first] == ["first.png", "first.svg"]
+    assert [path.name for path in first] == ["first.png", "first.svg", "first.pdf"]
     for a, b in zip(first, second, strict=True):
         assert a.read_bytes() == b.read_bytes()
     assert b"<dc:date>" not in first[1].read_bytes()
+    assert first[2].read_bytes().startswith(b"%PDF") and b"CreationDate" not in first[2].read_bytes()
     image = imread(first[0])
     assert min(image.shape[:2]) > 150 and image[..., :3].std() > 0.05
 
@@ -67,7 +68,7 @@ def test_writes_both_formats_with_the_same_bytes_each_time(name: str, tmp_path: 
 def test_gallery_shows_the_first_image_of_each_class_enlarged_without_smoothing(tmp_path: Path) -> None:
     images = np.zeros((4, 3, 2, 2), dtype=np.float32)
     images[0, 0], images[2, 1], images[1], images[3] = 1, 1, 0.5, 0.5
-    png, _ = figures.gallery({"row": (images, [0, 0, 1, 1])}, ("a", "b"), tmp_path / "g.png")
+    png, *_ = figures.gallery({"row": (images, [0, 0, 1, 1])}, ("a", "b"), tmp_path / "g.png")
     shown = (imread(png)[..., :3] * 255).round().astype(int).reshape(-1, 3)
     counts = [int((shown == colour).all(axis=1).sum()) for colour in ([255, 0, 0], [0, 255, 0], [128, 128, 128])]
     assert counts[:2] == [figures.IMAGE_PIXELS**2] * 2

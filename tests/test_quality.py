@@ -324,7 +324,7 @@ def test_figure_shows_every_set_and_real_images_at_one(tmp_path: Path, monkeypat
     save = figures.save
     monkeypatch.setattr(figures, "save", lambda figure, path: kept.append(figure) or save(figure, path))
     first, second = (figures.quality(measured(), LABELS, tmp_path / name) for name in ("first", "second.svg"))
-    assert [path.name for path in first] == ["first.png", "first.svg"]
+    assert [path.name for path in first] == ["first.png", "first.svg", "first.pdf"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     (ratio, distance), below = kept[0].axes[:2], kept[0].axes[2]
     assert [ratio.get_title(), below.get_title()] == [f"IPC {ipc}: high-frequency energy" for ipc in (1, 10)]

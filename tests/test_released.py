@@ -111,12 +111,12 @@ def test_recorded_and_ours_stand_side_by_side() -> None:
 def test_sweep_figure_shows_each_point(tmp_path: Path) -> None:
     table = make_table()
     points = {"gamma": ["vae", "predd", "diver"], "t_f": ["raw", "inheritance"]}
-    png, svg = sweeps(table, LABELS, points, tmp_path / "sweeps.png")
-    assert png.stat().st_size > 10_000 and svg.exists()
-    again, _ = sweeps(table, LABELS, points, tmp_path / "again.png")
+    png, svg, pdf = sweeps(table, LABELS, points, tmp_path / "sweeps.png")
+    assert png.stat().st_size > 10_000 and svg.exists() and pdf.exists()
+    again, *_ = sweeps(table, LABELS, points, tmp_path / "again.png")
     assert png.read_bytes() == again.read_bytes()
     moved = table.assign(accuracy_last=table.accuracy_last.where(table.stage2 != "diver", 50.0))
-    other, _ = sweeps(pd.DataFrame(moved), LABELS, points, tmp_path / "other.png")
+    other, *_ = sweeps(pd.DataFrame(moved), LABELS, points, tmp_path / "other.png")
     assert png.read_bytes() != other.read_bytes()
 
 

@@ -6,7 +6,7 @@ from tidy import make_table
 
 from diver.config.study import load_study
 from diver.report.labels import Labels
-from diver.report.published import COLUMNS, PublishedError
+from diver.report.published import ACCURACY, COLUMNS, PublishedError
 from diver.report.reproduced import compare_published
 from diver.study import SetCell
 
@@ -14,7 +14,7 @@ LABELS = Labels({"dm": "DM"}, {}, {"convnet": "ConvNet-3"}, {"cifar10": "CIFAR-1
 
 
 def published(*means: float, method: str = "dm") -> pd.DataFrame:
-    rows = [(method, "", "CIFAR-10", ipc, "ConvNet-3", "top-1", mean, None, "a source")
+    rows = [(method, "", "CIFAR-10", ipc, "ConvNet-3", ACCURACY, mean, None, "a source")
             for ipc, mean in zip((1, 10), means, strict=False)]  # fmt: skip
     return pd.DataFrame(rows, columns=COLUMNS)
 

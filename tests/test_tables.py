@@ -1,4 +1,4 @@
-"""Tables in their four formats, and published numbers."""
+"""Tables in their four formats."""
 
 from html.parser import HTMLParser
 from pathlib import Path
@@ -7,12 +7,10 @@ import pandas as pd
 import pytest
 from tidy import LABELS, LADDER, make_table
 
-from diver.report import published, tables
 from diver.report import statistics as st
+from diver.report import tables
 from diver.report.labels import Labels
 from diver.report.statistics import Cell, Interval
-
-DATA = Path(__file__).parents[1] / "data" / "published" / "diver.csv"
 
 
 @pytest.fixture(scope="module")
@@ -207,35 +205,3 @@ def test_markdown_has_a_full_row_per_set(small: pd.DataFrame) -> None:
 def test_unknown_suffix_is_refused(cross: tables.Table, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is written as .csv, .tex, .html, .md"):
         tables.write_table(cross, tmp_path / "t.xlsx")
-
-
-def test_shipped_published_numbers_and_gains() -> None:
-    numbers = published.read_published(DATA)
-    best = published.lookup(numbers, method="MTT", variant="SI + SG + SF", ipc=10)
-    assert (best["mean"], best["std"]) == (29.8, 2.0)
-    predd = published.lookup(numbers, method="EDF", variant="PReDD", dataset="ImageSquawk", ipc=10)
-    assert predd["mean"] == 36.6
-    ours = pd.DataFrame({"ipc": [10, 1, 50], "mean": [1.0, -2.0, 0.0], "low": [-1.0, -3.0, 0.0], "high": [4, -1, 0]})
-    gains = published.compare_gains(numbers, ours, "DM", "DIVER", "ImageFruit", "DIVER (ICML 2026), Table 1")
-    assert list(gains["ipc"]) == [1, 10]
-    assert gains["published_gain"].to_numpy() == pytest.approx([7.2, 3.1])
-    assert list(gains["agrees"]) == [False, True]
-
-
-@pytest.mark.parametrize(
-    ("text", "fault"),
-    [
-        ("method,ipc,mean\nDM,1,2\n", "no column variant"),
-        (",".join(published.COLUMNS) + "\n" + "DM,none,X,1,all,top-1,1.0,,S\n" * 2, "line 3 repeats"),
-        (",".join(published.COLUMNS) + "\nDM,none,X,1,all,top-1,1.0,,\n", "without a source"),
-    ],
-)
-def test_faulty_published_numbers_are_refused(text: str, fault: str, tmp_path: Path) -> None:
-    (tmp_path / "p.csv").write_text(text)
-    with pytest.raises(published.PublishedError, match=fault):
-        published.read_published(tmp_path / "p.csv")
-
-
-def test_lookup_wants_exactly_one() -> None:
-    with pytest.raises(published.PublishedError, match="0 published numbers"):
-        published.lookup(published.read_published(DATA), method="nothing")

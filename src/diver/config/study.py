@@ -14,6 +14,7 @@ from diver.config.base import ConfigError, Model, nearest
 from diver.config.mending import Faults, fault_lines, mended
 from diver.config.prior import PriorChoice
 from diver.config.protocols import Protocol, by_ipc
+from diver.config.report import TABLE_NAME, UNSEEN_MEAN, Report
 from diver.config.students import Architecture, Students, Teacher
 
 NONE = "none"
@@ -63,6 +64,7 @@ class DistillEntry(Restricted):
 
     method: str = Field(description="Name in the registry of stage-1 methods or of diffusion-native systems.")
     label: str = Field(description="Name in tables and figures.")
+    published: str | None = Field(None, description="Name in the file of published numbers; the label when left out.")
     preset: Literal["published"] | None = Field(
         None, description="published: start from the method's published settings for the dataset and IPC."
     )
@@ -131,6 +133,7 @@ class RecoverEntry(Restricted):
     method: str = Field("", description="Name in the registry of stage-2 methods; a preset's own when left out.")
     preset: str | None = Field(None, description="A published setting to start from; `diver presets` lists them.")
     label: str = Field(description="Name in tables and figures.")
+    published: str | None = Field(None, description="Name in the file of published numbers; the label when left out.")
     settings: dict[str, Any] = Field({}, description="The method's settings; what is left out takes its default.")
     applies_to: list[str] | None = Field(None, description="Stage-1 entries that it is applied to; all when left out.")
     by_stage1: dict[str, RecoverDeparture] = Field({}, description="Departures by stage-1 entry.")
@@ -213,26 +216,6 @@ def sweep_points(entries: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
                 faults.append(f"recover.{name}: the name {point!r} is there twice")
             found[point] = made
     return found, faults
-
-
-class Report(Model):
-    """What the report shows."""
-
-    ladder: list[str] = Field([], description="Stage-2 entries of the ladder, in order ('none': the set itself).")
-    ladder_of: str | None = Field(None, description="Stage-1 entry that the ladder is shown for.")
-    gallery: list[str] = Field([], description="Stage-2 entries shown in the gallery, in order.")
-    phases_of: str | None = Field(None, description="Stage-2 entry (method diver) whose trajectory is pictured.")
-    published: str | None = Field(
-        None, description="CSV of published accuracies (data/published/) that stage-1 sets are set beside."
-    )
-    systems: str | None = Field(
-        None, description="CSV of published accuracies that diffusion-native systems are set beside."
-    )
-    reference_per_class: int = Field(
-        1000,
-        ge=6,
-        description="Real training images of each class, at most, that the sets' images are measured against.",
-    )
 
 
 class StudentsDeparture(Model):
@@ -342,6 +325,10 @@ class Study(Model):
         """A dataset's evaluation."""
         return self._students[dataset]
 
+    def all_architectures(self) -> dict[str, Architecture]:
+        """Students of all datasets by short name."""
+        return {name: one for dataset in self.datasets for name, one in self.students_at(dataset).architectures.items()}
+
     def faults(self, known: Mapping[str, list[str]], taken: set[str]) -> list[str]:
         """What is wrong across sections, a line each.
 
@@ -383,6 +370,7 @@ class Study(Model):
         refer("report.gallery", self.report.gallery, known2)
         refer("report.ladder_of", [self.report.ladder_of] if self.report.ladder_of else [], known["distill"])
         refer("report.phases_of", [self.report.phases_of] if self.report.phases_of else [], known["recover"])
+        faults += self._table_faults()
         for section, name in TAKEN.items():
             if name in getattr(self, section):
                 faults.append(f"{section}.{name}: the name stands for something else; choose another")
@@ -440,6 +428,24 @@ class Study(Model):
                 faults.append(
                     f"distill.{encoded[0]}: a teacher of timm{of} has no file; give the path of a network's file"
                 )
+        return faults
+
+    def _table_faults(self) -> list[str]:
+        """What is wrong with the names of the report's tables and in them."""
+        architectures = [UNSEEN_MEAN, *self.all_architectures()]
+        known = {
+            "datasets": self.datasets,
+            "ipc": list(dict.fromkeys(str(ipc) for dataset in self.datasets for ipc in self.ipcs(dataset))),
+            "stage1": list(self.distill),
+            "stage2": [NONE, *self.recover],
+            "architectures": architectures,
+            "published_architectures": architectures,
+        }
+        faults = []
+        for name, table in self.report.tables.items():
+            if not re.match(TABLE_NAME, name):
+                faults.append(f"report.tables.{name}: a table's name is table_ and lower-case letters, digits or _")
+            faults += table.faults(f"report.tables.{name}", known)
         return faults
 
     def _stage1_faults(self, experts: list[str]) -> list[str]:

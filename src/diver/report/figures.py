@@ -1,4 +1,4 @@
-"""Figures of a study, as PNG and SVG whose bytes depend on the data only.
+"""Figures of a study, as PNG, SVG and PDF whose bytes depend on the data only.
 
 Pictures of images are shown pixel by pixel (nearest neighbour). A treatment keeps its colour and marker in every
 figure; both come from its place in the labels.
@@ -37,6 +37,7 @@ from diver.report.statistics import (
 from diver.study import FULL, MATCHED
 
 DPI = 150
+FORMS = (".png", ".svg", ".pdf")
 MARKERS = "osD^vPX*<>"
 GREY = "#666666"
 # Okabe and Ito (2008), for colour-blind readers; the first, of the set that all are compared with, is grey.
@@ -56,6 +57,7 @@ def style() -> Iterator[None]:
     look: dict[Any, Any] = {
         "svg.hashsalt": "diver",
         "svg.fonttype": "path",
+        "pdf.fonttype": 42,
         "font.family": "DejaVu Sans",
         "axes.titlesize": 11,
         "axes.titleweight": "bold",
@@ -73,16 +75,17 @@ def style() -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, path: str | Path) -> tuple[Path, Path]:
-    """Write both formats beside each other; `path` is one of them, or their name without a suffix."""
+def save(figure: Figure, path: str | Path) -> tuple[Path, Path, Path]:
+    """Write all forms beside each other; `path` is one of them, or their name without a suffix."""
     stem = Path(path)
-    stem = stem.with_suffix("") if stem.suffix in (".png", ".svg") else stem
+    stem = stem.with_suffix("") if stem.suffix in FORMS else stem
     stem.parent.mkdir(parents=True, exist_ok=True)
-    png, svg = (stem.parent / f"{stem.name}{suffix}" for suffix in (".png", ".svg"))
+    png, svg, pdf = (stem.parent / f"{stem.name}{suffix}" for suffix in FORMS)
     # Versions and dates in the metadata would change the bytes without a change of the figure.
     figure.savefig(png, dpi=DPI, metadata={"Software": None})
     figure.savefig(svg, dpi=DPI, metadata={"Date": None, "Creator": None})
-    return png, svg
+    figure.savefig(pdf, dpi=DPI, metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    return png, svg, pdf
 
 
 def _colours(labels: Labels, names: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -139,7 +142,7 @@ def _left_margin(titles: Sequence[str]) -> float:
 
 def gallery(
     sets: Mapping[str, tuple[ArrayLike, ArrayLike]], classes: Sequence[str], path: str | Path
-) -> tuple[Path, Path]:
+) -> tuple[Path, Path, Path]:
     """One row per set and one column per class: the first image of the class, so that columns show the same image.
 
     `sets`: row title -> (images [N, C, H, W] nominally in [0, 1], integer labels [N]); values outside are clipped
@@ -179,7 +182,7 @@ def phases(
     path: str | Path,
     rows: Sequence[str] = (),
     columns: int = 12,
-) -> tuple[Path, Path]:
+) -> tuple[Path, Path, Path]:
     """The predicted clean image along one chain, from the noisy end to the clean one, under the names of its phases.
 
     `images`: [K, C, H, W] or, for several chains as rows, [K, N, C, H, W], nominally in [0, 1].
@@ -225,7 +228,7 @@ def cross_architecture(
     path: str | Path,
     treatments: Sequence[str] | None = None,
     chance: float | None = None,
-) -> tuple[Path, Path]:
+) -> tuple[Path, Path, Path]:
     """Accuracy of every architecture and of the unseen mean, with intervals over seeds; matched scale.
 
     A panel for each stage-1 set (rows; of each dataset when there are several) and IPC (columns), a colour for each
@@ -343,7 +346,7 @@ def ladder(
     stage1: str,
     steps: Sequence[str],
     chance: float | None = None,
-) -> tuple[Path, Path]:
+) -> tuple[Path, Path, Path]:
     """Accuracy along the steps of a ladder on one stage-1 set: unseen mean and proxy, a panel per dataset and IPC.
 
     Points are means with intervals over seeds, joined in the order of `steps` (stage-2 names); matched scale.
@@ -403,7 +406,7 @@ def _joined(
     axes.errorbar(x, y, yerr=half, markersize=6, linewidth=1.4, elinewidth=1.4, capsize=3, **look)
 
 
-def references(table: pd.DataFrame, labels: Labels, path: str | Path) -> tuple[Path, Path]:
+def references(table: pd.DataFrame, labels: Labels, path: str | Path) -> tuple[Path, Path, Path]:
     """Floor and ceiling: unseen mean of every stage-1 set by itself, and of the whole training set as a dashed line.
 
     A panel per dataset, a place for each IPC, a colour for each stage-1 set; intervals over seeds, matched scale.
@@ -442,7 +445,7 @@ def references(table: pd.DataFrame, labels: Labels, path: str | Path) -> tuple[P
         return save(figure, path)
 
 
-def quality(table: pd.DataFrame, labels: Labels, path: str | Path) -> tuple[Path, Path]:
+def quality(table: pd.DataFrame, labels: Labels, path: str | Path) -> tuple[Path, Path, Path]:
     """High-frequency energy over that of real images (log axis) and Fréchet distance to real images of every set.
 
     A row of two panels for each dataset and IPC, with a line for each set in the colour and marker of its treatment.
@@ -506,7 +509,7 @@ def _ratio_axis(axes: Axes, ratios: pd.Series) -> None:
 
 def gain_vs_prior(
     points: pd.DataFrame, quality: str, path: str | Path, gain: str = "gain on unseen networks (points)"
-) -> tuple[Path, Path]:
+) -> tuple[Path, Path, Path]:
     """Gain over the stage-1 set against the quality of the prior.
 
     `points`: columns quality, mean, low, high; optional series (a line each) and name (written at the point of the

@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from diver.config.study import NONE, Study
 from diver.report.statistics import Cell
-from diver.study import MATCHED
+from diver.study import FULL, MATCHED
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,16 @@ class Labels:
         """Displayed stage 2, with the scale when it is not the matched one."""
         name = self.stage2.get(cell.stage2, cell.stage2)
         return name if cell.scale == MATCHED else f"{name}, {cell.scale} scale"
+
+
+def names_of(study: Study, datasets: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """What `Labels` holds of a study: labels and order of its entries. `datasets`: displayed names."""
+    return {
+        "stage1": {**{name: entry.label for name, entry in study.distill.items()}, FULL: "all training images"},
+        "stage2": {NONE: "stage-1 set", **{name: entry.label for name, entry in study.recover.items()}},
+        "architecture": {name: entry.label for name, entry in study.all_architectures().items()},
+        "dataset": {name: datasets.get(name, name) for name in study.datasets},
+    }
 
 
 def ordered(names: Mapping[str, str], present: Iterable[str]) -> list[str]:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from diver.config.study import NONE
 from diver.report.labels import Labels
-from diver.report.published import PublishedError
+from diver.report.published import ACCURACY, PublishedError
 from diver.report.statistics import LAST, t_interval
 from diver.report.tables import Table, interval_text, protocol_lines
 from diver.study import MATCHED, SetCell
@@ -27,16 +27,17 @@ def compare_published(
 ) -> Table:
     """A row per published accuracy of a method, dataset and IPC of the study; accuracies in percent.
 
-    `methods`: the method of each stage-1 entry. `departures`: how the settings of a set differ from the published
-    ones, as text. A row with departures, of the set or of the students' protocol, is not called a reproduction,
-    whatever its number. Datasets and architectures are matched by their labels. Raises PublishedError if nothing
-    matches.
+    `methods`: the published name of each stage-1 entry. `departures`: how the settings of a set differ from the
+    published ones, as text. A row with departures, of the set or of the students' protocol, is not called a
+    reproduction, whatever its number. Datasets and architectures are matched by their labels. Raises PublishedError
+    if nothing matches.
     """
     rows: list[dict[str, Any]] = []
     display: list[dict[str, str]] = []
     datasets = {label: name for name, label in labels.dataset.items()}
     architectures = {label: name for name, label in labels.architecture.items()}
-    for one in published.to_dict("records"):
+    counted = published[(published["metric"] == ACCURACY) & published["ipc"].map(lambda ipc: isinstance(ipc, int))]
+    for one in counted.to_dict("records"):
         dataset, architecture = datasets.get(one["dataset"]), architectures.get(one["architecture"])
         for stage1 in (name for name, method in methods.items() if method == one["method"]):
             cell = SetCell(str(dataset), int(one["ipc"]), stage1)

@@ -19,7 +19,7 @@ LOOKS = {UNSEEN: ("#0072B2", "o", "unseen mean"), PROXY: ("#D55E00", "s", "proxy
 
 def sweeps(
     table: pd.DataFrame, labels: Labels, families: Mapping[str, Sequence[str]], path: str | Path
-) -> tuple[Path, Path]:
+) -> tuple[Path, Path, Path]:
     """A panel per sweep (columns) and stage-1 set with its IPC (rows): means with 95 % intervals over seeds.
 
     `families`: sweep -> its stage-2 names in order. The stage-1 set without a second stage is a dashed line in its

@@ -1,6 +1,7 @@
 """Tables of a study: numbers for machines (CSV) and the same rows for people (LaTeX, HTML, Markdown)."""
 
 import html
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -100,6 +101,23 @@ def ablation(table: pd.DataFrame, labels: Labels, stage1: str, ladder: Sequence[
     legend = ["Δ: difference to the stage-1 set or to the row above, paired by seed and architecture, in points."]
     rows = [one for one in names.order_cells(cells(chosen)) if one.stage2 in ladder]
     return _assemble("Ladder", chosen, names, rows, groups, legend, every)
+
+
+def metrics_text(results: pd.DataFrame, cross: Table, ladder_of: str | None, ladder: Sequence[str]) -> str:
+    """A few headline numbers as JSON, for `dvc metrics show`: unseen means of the ladder's two ends, or of every
+    stage-1 set where there is no ladder, and how many students there were and diverged. `cross`: of
+    `cross_architecture`.
+    """
+    ends = {ladder[0], ladder[-1]} if ladder else {NONE}
+    shown = cross.data[(cross.data["scale"] == MATCHED) & cross.data["stage2"].isin(ends)]
+    if ladder:
+        shown = shown[shown["stage1"] == ladder_of]
+    unseen = {
+        f"{row.dataset}/ipc{row.ipc}/{row.stage1}" + (f"+{row.stage2}" if row.stage2 != NONE else ""): round(mean, 2)
+        for row, mean in zip(shown.itertuples(), shown["unseen_last_mean"], strict=True)
+    }
+    counts = {"students": len(results), "diverged": int(results["diverged"].sum())}
+    return json.dumps({"unseen": unseen, **counts}, indent=1) + "\n"
 
 
 Differences = Mapping[str, tuple[pd.DataFrame, Mapping[str, str]]]

@@ -1,0 +1,3 @@
+rule report:
+    input:
+        rules.tables_and_figures.input,

@@ -1,0 +1,76 @@
+"""What a study's report shows, from its configuration alone: the sets of galleries, comparisons, and their paths."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from diver.config.networks import RECORDED
+from diver.config.study import NONE, Study
+from diver.study import SetCell, results_path, set_cells, set_path, shown_cell
+
+AUTOENCODER_ONLY = "vae"
+
+
+def gallery_rows(study: Study) -> list[tuple[str, Path]]:
+    """Title and file of each row of the gallery: the same images under each treatment."""
+    shown = shown_cell(study)
+    return [
+        (_title(study, shown.stage1) if name == NONE else study.recover[name].label, _set(study, shown, name))
+        for name in study.report.gallery
+    ]
+
+
+def vae_rows(study: Study) -> list[tuple[str, Path]]:
+    """Title and file of each row of the gallery of the autoencoder alone: stage-1 sets, each above its own images
+    after encoding and decoding; no row if the study has no such entry."""
+    shown = shown_cell(study)
+    rows = []
+    for cell in set_cells(study):
+        treated = cell.stage2 != NONE and study.recover[cell.stage2].method == AUTOENCODER_ONLY
+        if treated and (cell.dataset, cell.ipc) == (shown.dataset, shown.ipc):
+            title = _title(study, cell.stage1)
+            rows += [
+                (title, _set(study, cell, NONE)),
+                (f"{title}, {study.recover[cell.stage2].label}", _set(study, cell, cell.stage2)),
+            ]
+    return rows
+
+
+def trace_path(study: Study) -> Path:
+    """The trajectory that is pictured, at the largest IPC."""
+    shown = shown_cell(study)
+    folder = results_path(study) / "traces" / shown.dataset / f"ipc{shown.ipc}" / shown.stage1
+    return folder / f"{study.report.phases_of}.npz"
+
+
+def released_cells(study: Study) -> list[SetCell]:
+    """The stage-1 sets that others have released."""
+    return [one for one in set_cells(study) if one.stage2 == NONE and study.distill[one.stage1].method == "released"]
+
+
+def recorded_networks(study: Study) -> dict[str, str]:
+    """Architectures that are, as they stand, networks of which released files record accuracies."""
+    plain = {name: one.network for name, one in study.all_architectures().items() if not one.options}
+    known = {name: network for name, network in plain.items() if network in RECORDED.values()}
+    return known if released_cells(study) else {}
+
+
+def departures(study: Study) -> dict[SetCell, str]:
+    """How the settings of each stage-1 set differ from the published ones."""
+    return {
+        cell: "; ".join(study.departures(study.distill[cell.stage1], cell.dataset, cell.ipc))
+        for cell in set_cells(study)
+        if cell.stage2 == NONE
+    }
+
+
+def published_names(study: Study) -> dict[str, str]:
+    """Published name of each stage-1 entry."""
+    return {name: entry.published or entry.label for name, entry in study.distill.items()}
+
+
+def _title(study: Study, stage1: str) -> str:
+    return study.distill[stage1].label
+
+
+def _set(study: Study, cell: SetCell, stage2: str) -> Path:
+    return set_path(study, replace(cell, stage2=stage2))
