@@ -113,8 +113,8 @@ def gather(root: Path, classes: Sequence[str], scratch: Path, stack: ExitStack) 
         take("val", _by_truth(pictures, truth, wanted, where, found.faults), where)
     for path in seen.archives:
         if path.name not in (TRAIN_TAR, VAL_TAR) and len(found.origin) < 2 and not found.faults:
-            for split, pictures in _tar_of_folders(path, wanted, scratch, stack).items():
-                take(split, pictures, path)
+            for split, held in _tar_of_folders(path, wanted, scratch, stack).items():
+                take(split, held, path)
     if not found.origin and not found.faults:
         raise LayoutError(
             f"{root}: no pictures of any of the {len(classes)} classes, such as train/{classes[0]}/; known are folders "
