@@ -9,9 +9,6 @@ from snakemake.exceptions import WorkflowError
 
 SOURCE = f"{workflow.basedir}/src"
 sys.path.insert(0, SOURCE)
-# diffusers asks whether there is a GPU while it is imported, before a job has its device; asked like this, CUDA does not
-# fix the devices that it sees.
-os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 from diver import study as cells
 from diver.config.base import ConfigError
@@ -19,7 +16,14 @@ from diver.config.distill import NETWORKS, PIXELS, TEACHER
 from diver.config.networks import RECORDED
 from diver.config.study import NONE, parse_study
 from diver.data.spec import SpecError, load_dataset_spec
+from diver.progress import WORKFLOW_VARIABLE
 from diver.provenance import code_digest
+
+# A step ends with the Snakemake that started it.
+os.environ[WORKFLOW_VARIABLE] = str(os.getpid())
+# diffusers asks whether there is a GPU while it is imported, before a job has its device; asked like this, CUDA does not
+# fix the devices that it sees.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 try:
     STUDY = parse_study(config, " and ".join(map(str, workflow.configfiles)) or "the configuration")
