@@ -11,9 +11,6 @@ from snakemake.exceptions import WorkflowError
 
 SOURCE = f"{workflow.basedir}/src"
 sys.path.insert(0, SOURCE)
-# diffusers asks whether there is a GPU while it is imported, before a job has its device; asked like this, CUDA does not
-# fix the devices that it sees.
-os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 from diver import study as cells
 from diver.checks import check_study, network_path
@@ -23,6 +20,7 @@ from diver.config.native import CLUSTERING, PREPARATIONS
 from diver.config.report import PUBLISHED
 from diver.config.study import NONE
 from diver.config.text import ATTRIBUTES, MODEL
+from diver.progress import WORKFLOW_VARIABLE
 from diver.provenance import code_digest
 from diver.report import choices, paper
 from diver.report.labels import names_of
@@ -42,6 +40,12 @@ NO_RUN += ("list_rules", "list_target_rules", "list_changes", "list_input_change
 NO_RUN += ("cleanup_metadata", "delete_all_output", "archive", "print_compilation", "list_code_changes")
 GIVEN = " and ".join(map(str, workflow.configfiles)) or "the configuration"
 PLANNING = only_planned()
+
+# A step ends with the Snakemake that started it.
+os.environ[WORKFLOW_VARIABLE] = str(os.getpid())
+# diffusers asks whether there is a GPU while it is imported, before a job has its device; asked like this, CUDA does not
+# fix the devices that it sees.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 try:
     CHECKED = check_study(config, GIVEN, planning=PLANNING)

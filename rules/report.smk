@@ -215,7 +215,7 @@ rule measure_sets:
 
 rule report_quality:
     input:
-        rows=expand(rules.measure_sets.output.rows, dataset=STUDY.datasets),
+        rows=expand(f"{RESULTS}/quality/{{dataset}}.csv", dataset=STUDY.datasets),
     output:
         table=expand(f"{RESULTS}/tables/quality.{{form}}", form=["csv", "tex", "md"]),
         html=report(

@@ -8,11 +8,24 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from diver import gpu
-from diver.workers import keep_freed_memory
+from diver.workers import end_with_parent, keep_freed_memory
 
 TERMINAL_EVERY = 15.0
 
+# The process of Snakemake that a step belongs to; the workflow's helpers set it.
+WORKFLOW_VARIABLE = "DIVER_WORKFLOW_PROCESS"
+
 Progress = Callable[[int, int, str], None]
+
+
+def end_with_workflow() -> None:
+    """Never outlive a Snakemake that was killed: the next one makes the same files again, in the same places."""
+    if workflow := os.environ.get(WORKFLOW_VARIABLE):
+        end_with_parent()
+        try:
+            os.kill(int(workflow), 0)
+        except ProcessLookupError:
+            sys.exit("Snakemake ended before the step began")
 
 
 def clock(seconds: float) -> str:
@@ -44,6 +57,7 @@ def step_log(path: str | Path, threads: int, label: str, gpus: int | None = None
 
     Before that, take `gpus` GPUs for this process (`diver.gpu`); None leaves them as they are.
     """
+    end_with_workflow()
     keep_freed_memory()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     Path(path).parent.mkdir(parents=True, exist_ok=True)

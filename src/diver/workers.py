@@ -34,6 +34,12 @@ def keep_freed_memory() -> None:
             libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def end_with_parent() -> None:
+    """Have the kernel kill this process when its parent has ended, however it did; without effect beyond Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def best_device() -> "torch.device":
     """The first GPU, if there is one; otherwise the CPU."""
     import torch
@@ -50,9 +56,7 @@ def _start(work: Callable[[int, Report], Any], counters: Sequence[Synchronized])
     global _work, _counters
     _work, _counters = work, counters
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        # A worker must not outlive a parent that was killed.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
 
 
 def _run(number: int) -> Any:
