@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from diver.cli.common import CHECKOUT, Json, print_json
+from diver.cli.common import CHECKOUT, Json, known, print_json
 
 
 def home_of_studies() -> Path:
@@ -41,6 +41,31 @@ def check(
         for line in checked.missing:
             print(f"{study}: missing here: {line}", file=sys.stderr)
         print(f"{study}: valid; {sets} sets, {len(jobs)} student jobs, {students} students")
+
+
+def cost(
+    study: Annotated[Path, typer.Argument(help="A study's YAML file.")],
+    device: Annotated[list[str] | None, typer.Option(help="Device of src/diver/rates.yaml; repeatable; all.")] = None,
+    json_: Json = False,
+) -> None:
+    """Estimate jobs, operations, hours and disk of each phase of a study before anything runs.
+
+    Operations are counted, rates stand in src/diver/rates.yaml with their sources; what is assumed or missing is said.
+
+    Example: diver cost config/paper.yaml --device rtx4090
+    """
+    from diver.checks import check_study
+    from diver.config.study import read_yaml
+    from diver.cost import Estimate, load_rates, reckon, shown
+
+    root, rates = home_of_studies(), load_rates()
+    names = [known(name, rates["devices"], "--device") for name in device or rates["devices"]]
+    checked = check_study(read_yaml(study), str(study), root, planning=True)
+    found = reckon(Estimate(checked.study, checked.datasets, rates, root), names)
+    if json_:
+        print_json(found)
+    else:
+        print(shown(found))
 
 
 def schema(out: Annotated[Path, typer.Option(help="File to write.")] = Path("config/schema.json")) -> None:
