@@ -10,7 +10,7 @@ from diver.cli.files import convert, export, forms, import_, info, show
 from diver.cli.native import synthesize
 from diver.cli.stages import distill, experts, judge, merge, methods, presets, recover
 from diver.cli.students import compare, evaluate, protocols, teach
-from diver.cli.studies import check, report, schema
+from diver.cli.studies import check, cost, report, schema
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,7 +23,7 @@ app = typer.Typer(
 # In the order in which the help shows them.
 COMMANDS: list[Callable[..., None]] = [
     *(info, show, recover, evaluate, compare, distill, synthesize, convert, import_, export, merge),
-    *(methods, presets, protocols, forms, teach, experts, judge, check, report, schema),
+    *(methods, presets, protocols, forms, teach, experts, judge, check, cost, report, schema),
 ]
 for command in COMMANDS:
     app.command(command.__name__.rstrip("_"))(command)

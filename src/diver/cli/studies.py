@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diver.cli.common import CHECKOUT, Json, UserError, mendable, print_json
+from diver.cli.common import CHECKOUT, Json, UserError, known, mendable, print_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,16 +119,41 @@ def _lacking(students: "pd.DataFrame", study: "Study") -> str:
     needed = ["dataset", "ipc", "stage1", "stage2", "scale", "architecture", "role", "seed", "accuracy_last"]
     if absent := [name for name in needed if name not in students]:
         return f"no column {', '.join(absent)}"
-    known = {
+    valid = {
         "dataset": study.datasets,
         "stage1": [FULL, *study.distill],
         "stage2": [NONE, *study.recover],
         "architecture": list(study.all_architectures()),
     }
-    for column, names in known.items():
+    for column, names in valid.items():
         if strange := [name for name in students[column].unique() if name not in names]:
             return f"{column} {strange[0]!r} is not in the study {study.name!r}"
     return ""
+
+
+def cost(
+    study: Annotated[Path, typer.Argument(help="A study's YAML file.")],
+    device: Annotated[list[str] | None, typer.Option(help="Device of src/diver/rates.yaml; repeatable; all.")] = None,
+    json_: Json = False,
+) -> None:
+    """Estimate jobs, operations, hours and disk of each phase of a study before anything runs.
+
+    Operations are counted, rates stand in src/diver/rates.yaml with their sources; what is assumed or missing is said.
+
+    Example: diver cost config/paper.yaml --device rtx4090
+    """
+    from diver.checks import check_study
+    from diver.config.study import read_yaml
+    from diver.cost import Estimate, load_rates, reckon, shown
+
+    root, rates = home_of_studies(), load_rates()
+    names = [known(name, rates["devices"], "--device") for name in device or rates["devices"]]
+    checked = check_study(read_yaml(study), str(study), root, planning=True)
+    found = reckon(Estimate(checked.study, checked.datasets, rates, root), names)
+    if json_:
+        print_json(found)
+    else:
+        print(shown(found))
 
 
 def schema(out: Annotated[Path, typer.Option(help="File to write.")] = Path("config/schema.json")) -> None:
