@@ -1,6 +1,7 @@
 # Diffusion-native systems: what they prepare, their sets, and their own table and figure.
 from diver.config.native.d3hr import D3HRConfig
 from diver.config.native.edits import CLUSTERED_BY
+from diver.config.native.minimax import MinimaxConfig
 
 NATIVE = cells.native_entries(STUDY)
 INVERTED = [
@@ -33,6 +34,11 @@ def native_settings(*names):
 def inversion_settings(wildcards):
     """Settings that D3HR's statistics depend on."""
     return D3HRConfig(**native_settings()(wildcards)).inversion()
+
+
+def tuning_settings(wildcards):
+    """Settings that Minimax's fine-tuned prior depends on."""
+    return MinimaxConfig(**native_settings()(wildcards)).tuning()
 
 
 def inverted_labels():
@@ -202,7 +208,39 @@ if NATIVE:
             script:
                 "../src/steps/draw_normality.py"
 
-    # ---- Minimax: its preparations (finetune_prior) go here ----
+    rule finetune_prior:
+        input:
+            prepared="data/prepared/{dataset}.safetensors",
+            prior=prior_files,
+            latents=artefact("latents"),
+        output:
+            index=f"{RESULTS}/native/{{dataset}}/{{stage1}}/tuned/model_index.json",
+            facts=f"{RESULTS}/native/{{dataset}}/{{stage1}}/tuned/minimax.json",
+            transformer=f"{RESULTS}/native/{{dataset}}/{{stage1}}/tuned/transformer/config.json",
+            weights=f"{RESULTS}/native/{{dataset}}/{{stage1}}/tuned/transformer/diffusion_pytorch_model.safetensors",
+            vae=f"{RESULTS}/native/{{dataset}}/{{stage1}}/tuned/vae/config.json",
+            vae_weights=f"{RESULTS}/native/{{dataset}}/{{stage1}}/tuned/vae/diffusion_pytorch_model.safetensors",
+            scheduler=f"{RESULTS}/native/{{dataset}}/{{stage1}}/tuned/scheduler/scheduler_config.json",
+            curve=f"{RESULTS}/native/{{dataset}}/{{stage1}}/tuned/loss.csv",
+        log:
+            f"{LOGS}/native/{{dataset}}/{{stage1}}/tuned/model_index.log",
+        benchmark:
+            f"{BENCHMARKS}/native/{{dataset}}/{{stage1}}/tuned/model_index.tsv"
+        conda:
+            "../envs/torch.yaml"
+        threads: 16
+        params:
+            method=native_method,
+            settings=tuning_settings,
+            prior=prior_source,
+            options=prior_options(),
+            checkpoint=f"{RESULTS}/runs/{{dataset}}/{{stage1}}/tuning.safetensors",
+            code=code("finetune_prior"),
+        message:
+            "native: {wildcards.stage1} on {wildcards.dataset}: fine-tune the prior (resumes from its checkpoint)"
+        script:
+            "../src/steps/finetune_prior.py"
+
     # EDITS and VLCP.
     rule caption_images:
         input:

@@ -10,12 +10,14 @@ from diver.recover.d3hr import synthesise_d3hr
 from diver.recover.d4m import synthesise_d4m
 from diver.recover.edits import synthesise_edits, synthesise_vlcp
 from diver.recover.mgd3 import synthesise_mgd3
+from diver.recover.minimax import synthesise_minimax
 from diver.sets import DistilledSet
 
 SYSTEMS: dict[str, Callable[..., DistilledSet]] = {
-    "d4m": synthesise_d4m,
     "d3hr": synthesise_d3hr,
+    "d4m": synthesise_d4m,
     "edits": synthesise_edits,
     "vlcp": synthesise_vlcp,
     "mgd3": synthesise_mgd3,
+    "minimax": synthesise_minimax,
 }
