@@ -1,7 +1,7 @@
 """Diffusion-native systems: a set from a dataset with the prior. A new system is a new file and a line here.
 
-A system is called as (data, ipc, prior, config, artefacts=..., code=..., progress=..., folder=...), where `artefacts` are
-the files that were prepared for it, by the names that `diver.config.native` declares; its settings are there as well.
+A system is called as (data, ipc, prior, config, artefacts=..., code=..., progress=..., folder=...), where `artefacts`
+are the files that were prepared for it, by the names that `diver.config.native` declares, as it does its settings.
 """
 
 from collections.abc import Callable
