@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from test_stable_diffusion import root as stable_diffusion  # noqa: F401 (a fixture)
 from torch import Tensor
 
 from diver.config.base import ConfigError
@@ -19,6 +20,8 @@ from diver.config.recover import PRESETS, DIVERConfig
 from diver.config.study import parse_study
 from diver.data.prepared import Prepared
 from diver.prior.base import Prior, PriorError
+from diver.prior.load import load_prior
+from diver.prior.stable_diffusion import StableDiffusionPrior
 from diver.recover.d4m import class_texts
 from diver.recover.diver import Chain
 from diver.recover.latents import Latents, LatentsError, encode_latents, symmetric
@@ -273,6 +276,30 @@ def test_classes_of_the_same_name_are_asked_for_by_their_meaning() -> None:
     bird, machine, tench = class_texts(["n02012849", "n03126707", "n01440764"])
     assert "wading bird" in bird and "lifts" in machine and tench == "tench, Tinca tinca"
     assert class_texts(["n03126707"]) == ["crane"] and class_texts(["cat", "dog"]) == ["cat", "dog"]
+
+
+def test_d4m_asks_stable_diffusion_in_words_and_leads_away_from_its_negative_prompt(
+    data: Prepared,
+    stable_diffusion: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    embed = StableDiffusionPrior._embed
+
+    def heard(self: StableDiffusionPrior, prompts: list[str], owners: list[str]) -> Tensor:
+        asked.extend(prompts)
+        return embed(self, prompts, owners)
+
+    monkeypatch.setattr(StableDiffusionPrior, "_embed", heard)
+    prior = load_prior(stable_diffusion, device="cpu")
+    cranes = Prepared(**{**vars(data), "classes": ("n02012849", "n03126707", "cat")})
+    prototypes = torch.randn(3, 1, *prior.latent_shape, generator=torch.Generator().manual_seed(0))
+    images = [
+        made("d4m", cranes, prior, prototypes, tmp_path, ipc=1, negative_prompt=text) for text in ("", "cartoon, anime")
+    ]
+    assert asked[2].startswith("cat") and "wading bird" in asked[0] and "heavy objects" in asked[1]
+    assert "cartoon, anime" in asked and not torch.equal(*images)
 
 
 # MGD3.

@@ -484,6 +484,16 @@ def test_the_extractive_text_says_what_captions_share() -> None:
     assert count(short) <= 40 and names_class(short, "beagle")
 
 
+def test_a_form_is_filled_once() -> None:
+    said = ["high", "high", "high", "low", "low"] * 3
+    captions = tuple(f"A cat, with {level} contrast, mainly {'red' if level == 'high' else 'blue'}." for level in said)
+    text = Vocabulary(captions, "cat").extract(captions[:5], Counter.of(SENTENCES), 77)
+    assert text in (
+        "a picture of a cat, with high contrast, mainly red",
+        "a picture of a cat, mainly red, with high contrast",
+    )
+
+
 class _Service(BaseHTTPRequestHandler):
     """Answers what the test puts into `answers`, in turn, and keeps what it was asked."""
 

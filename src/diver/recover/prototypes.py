@@ -103,7 +103,7 @@ def read_prototypes(path: str | Path, classes: int, ipc: int, prior: Prior) -> t
         raise PrototypesError(f"{path}: no prototypes ({error})") from error
     if prototypes.shape != (classes, ipc, *prior.latent_shape):
         raise PrototypesError(
-            f"{path}: prototypes of shape {list(prototypes.shape)}; {classes} classes, IPC {ipc} and prior {prior.name} "
+            f"{path}: prototypes of shape {list(prototypes.shape)}; {classes} classes, IPC {ipc} and {prior.name} "
             f"take {[classes, ipc, *prior.latent_shape]}"
         )
     return prototypes.flatten(0, 1), found

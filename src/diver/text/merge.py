@@ -80,7 +80,8 @@ class Vocabulary:
     def extract(self, members: Sequence[str], count: Counter, limit: int, threshold: float = 0.95) -> str:
         """The class's name and the phrases with the most weight, at most `limit` tokens; always the same text.
 
-        Where there are several captions, words that only one of them has weigh nothing.
+        Where there are several captions, words that only one of them has weigh nothing. Words that nearly all captions
+        of the class have are a form that is filled in, and each place of a form is filled once.
         """
         alone = 1 if len(members) > 1 else 0
         weights: dict[str, float] = {
@@ -89,14 +90,25 @@ class Vocabulary:
         }
         phrases = list(dict.fromkeys(phrase for caption in members for phrase in _phrases(caption)))
         text, told = f"a picture of {article(self.name)}", set[str]()
+        filled: set[frozenset[str]] = set()
         while phrases:
             gains = [self._gain(phrase, weights, told) for phrase in phrases]
             if not (gain := max(gains)):
                 break
             phrase = phrases.pop(gains.index(gain))
-            if count(longer := f"{text}, {phrase}") <= limit:
+            form = self._form(phrase, threshold)
+            if (not form or form not in filled) and count(longer := f"{text}, {phrase}") <= limit:
                 text, told = longer, told | set(words(phrase))
+                filled.add(form)
         return text
+
+    def _form(self, phrase: str, threshold: float) -> frozenset[str]:
+        """The words of a phrase that nearly all captions have, without stop words and the class's name."""
+        from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+        common, own = threshold * len(self.captions), set(words(self.name))
+        found = (word for word in words(phrase) if word not in ENGLISH_STOP_WORDS and word not in own)
+        return frozenset(word for word in found if self._frequency.get(word, 0) >= common)
 
     @staticmethod
     def _gain(phrase: str, weights: Mapping[str, float], told: set[str]) -> float:

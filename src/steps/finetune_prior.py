@@ -1,0 +1,36 @@
+"""Fine-tune the prior to be representative and diverse (Minimax Diffusion), and write it as a prior of its own."""
+
+import csv
+from pathlib import Path
+
+from diver.config.native import SETTINGS
+from diver.config.prior import PriorOptions
+from diver.data.prepared import Prepared
+from diver.prior.load import load_prior
+from diver.progress import step_log
+from diver.recover.latents import Latents
+from diver.recover.minimax import write_tuned
+from diver.recover.tuning import COLUMNS, finetune
+
+wildcards, params, output = snakemake.wildcards, snakemake.params, snakemake.output
+with step_log(snakemake.log[0], snakemake.threads, f"fine-tuning of {wildcards.stage1}") as progress:
+    options = PriorOptions(**params.options)
+    # Compiled blocks keep what they were compiled for; training changes it.
+    prior = load_prior(params.prior, options.model_copy(update={"compile": False}))
+    data = Prepared.read(snakemake.input.prepared)
+    checkpoint = Path(params.checkpoint)
+    found, curve = finetune(
+        Latents.open(snakemake.input.latents, data, prior),
+        data,
+        prior,
+        SETTINGS[params.method](**params.settings),
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    with Path(output.curve).open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows(curve)
+    write_tuned(prior, options.revision, Path(output.index).parent, found)
+    # What a killed run goes on from is of no more use.
+    checkpoint.unlink(missing_ok=True)
