@@ -271,10 +271,8 @@ def shard_files(wildcards):
     return cells.shard_paths(STUDY, cell, len(DATASETS[wildcards.dataset].classes))
 
 
-DISPLAYED = {name: spec.label or name for name, spec in DATASETS.items()}
-
-
-PAPER_TABLES = paper.plans(STUDY, DISPLAYED)
+DISPLAYED = {name: spec.shown for name, spec in DATASETS.items()}
+PAPER_TABLES = paper.plans(STUDY, {name: spec.published_name for name, spec in DATASETS.items()})
 PUBLISHED_NUMBERS = STUDY.report.published or PUBLISHED
 SHOWN = cells.shown_cell(STUDY)
 

@@ -81,7 +81,7 @@ def report(
         if missing := _lacking(students, loaded):
             raise UserError(f"{table}: {missing}; is {config} the study that it is of? Say which one by --study")
         folder = out or (results if results.is_dir() else results.parent)
-        made = make_all(loaded, {one: spec.label or one for one, spec in specs.items()}, students, folder, root)
+        made = make_all(loaded, specs, students, folder, root)
     if json_:
         print_json({"files": [str(path) for path in made.files], "skipped": made.skipped})
         return

@@ -104,6 +104,7 @@ class DatasetSpec(Model):
 
     name: FileName = Field(description="Short name, used in paths.")
     label: str = Field("", description="Name in tables and figures; the short name when empty.")
+    published: str = Field("", description="Name in files of published numbers; the label when empty.")
     classes: tuple[str, ...] = Field(min_length=2, description="Names of the classes in the order of the labels.")
     subset: str | None = Field(
         None, description="Subset of ImageNet-1K whose classes these are, or imagenet1k; `classes` is then left out."
@@ -155,6 +156,16 @@ class DatasetSpec(Model):
         return self
 
     @property
+    def shown(self) -> str:
+        """Its name in tables and figures."""
+        return self.label or self.name
+
+    @property
+    def published_name(self) -> str:
+        """Its name in files of published numbers."""
+        return self.published or self.shown
+
+    @property
     def padding(self) -> int:
         """Pixels by which the prepared images are larger than the raw ones, over both sides."""
         return self.size - (self.raw_size or self.size)
@@ -163,7 +174,7 @@ class DatasetSpec(Model):
 def load_dataset_spec(path: str | Path) -> DatasetSpec:
     """Read a dataset's YAML. Raises SpecError that names the file, each key at fault and the nearest valid key.
 
-    `extends: NAME` takes what is not said from NAME.yaml beside it, all but its name, label and digest.
+    `extends: NAME` takes what is not said from NAME.yaml beside it, all but its names and digest.
     """
     path = Path(path)
     try:
@@ -185,7 +196,7 @@ def _content(path: Path, extending: tuple[Path, ...]) -> Any:
     base = _content(path.with_name(f"{content.pop('extends')}.yaml"), (*extending, path))
     if not isinstance(base, dict):
         raise SpecError(f"{path}: extends: a file that is no mapping")
-    for key in ("label", "digest", *(("classes",) if "subset" in content else ())):
+    for key in ("label", "published", "digest", *(("classes",) if "subset" in content else ())):
         base.pop(key, None)
     return {**base, "name": path.stem, **content}
 

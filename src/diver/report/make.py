@@ -11,6 +11,7 @@ import pandas as pd
 
 from diver.config.report import PUBLISHED
 from diver.config.study import Study
+from diver.data.spec import DatasetSpec
 from diver.report import choices, figures, tables
 from diver.report.labels import Labels, names_of
 from diver.report.paper import paper_table, plans
@@ -50,15 +51,21 @@ class _Report:
 
 
 def make_all(
-    study: Study, datasets: Mapping[str, str], results: pd.DataFrame, out: str | Path, root: str | Path = "."
+    study: Study, datasets: Mapping[str, DatasetSpec], results: pd.DataFrame, out: str | Path, root: str | Path = "."
 ) -> Made:
     """Write every table (CSV, LaTeX, HTML, Markdown), figure (PNG, SVG, PDF) and metrics.json into `out`.
 
-    `datasets`: displayed names. `results`: the tidy table, of all students or of some. `root`: the folder that
+    `datasets`: their specifications. `results`: the tidy table, of all students or of some. `root`: the folder that
     the study's paths start from; sets, a trajectory and measures of images are used where they are there. What cannot
     be made, for want of a file or of students, is skipped and named in the result; nothing is ever trained.
     """
-    one = _Report(study, Labels(**names_of(study, datasets)), results, Path(out), Path(root))
+    one = _Report(
+        study,
+        Labels(**names_of(study, {name: spec.shown for name, spec in datasets.items()})),
+        results,
+        Path(out),
+        Path(root),
+    )
     made = Made()
     for name, make in _products(one, datasets):
         try:
@@ -70,7 +77,7 @@ def make_all(
     return made
 
 
-def _products(one: _Report, datasets: Mapping[str, str]) -> Iterator[tuple[str, Callable[[], list[Path]]]]:
+def _products(one: _Report, datasets: Mapping[str, DatasetSpec]) -> Iterator[tuple[str, Callable[[], list[Path]]]]:
     """Name and maker of everything that the study's report has."""
     study, report, labels, results = one.study, one.study.report, one.labels, one.results
 
@@ -107,7 +114,7 @@ def _products(one: _Report, datasets: Mapping[str, str]) -> Iterator[tuple[str, 
     if stage1 and report.ladder:
         yield table("ablation", lambda: tables.ablation(results, labels, stage1, report.ladder))
         yield figure("ladder", lambda path: figures.ladder(results, labels, path, stage1, report.ladder))
-    for name, planned in plans(study, datasets).items():
+    for name, planned in plans(study, {name: spec.published_name for name, spec in datasets.items()}).items():
         yield table(name, partial(_paper, one, planned))
     if report.published:
         names, differ = choices.published_names(study), choices.departures(study)

@@ -52,7 +52,7 @@ class Planned:
 def plan(study: Study, table: PaperTable, datasets: Mapping[str, str]) -> list[dict[str, Any]]:
     """All cells of a table, in its order, as dictionaries of `Planned`, so that they can be a rule's parameter.
 
-    `datasets`: displayed name of each dataset of the study, which is also its published one.
+    `datasets`: name of each dataset of the study in the file of published numbers.
     """
     found = []
     for dataset in table.datasets or study.datasets:
