@@ -110,8 +110,8 @@ def interrupt(folder: Path, chance: random.Random, sent: signal.Signals, to_all:
     else:
         process.send_signal(sent)
     process.wait(timeout=120)
-    # No job goes on by itself, in the way of the next run.
-    deadline = time.monotonic() + 20
+    # No job goes on by itself, in the way of the next run: one that was still importing ends where it would begin.
+    deadline = time.monotonic() + 120
     while (left := list(of_session(process.pid))) and time.monotonic() < deadline:
         time.sleep(0.05)
     commands = [Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ") for pid in left]
