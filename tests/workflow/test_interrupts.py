@@ -96,6 +96,15 @@ def of_session(leader: int) -> Iterator[int]:
 def interrupt(folder: Path, chance: random.Random, sent: signal.Signals, to_all: bool) -> bool:
     """Run, and send the signal at a random moment; False if the study was finished before."""
     process = start(folder)
+    try:
+        return strike(folder, process, chance, sent, to_all)
+    finally:
+        stop(process)
+
+
+def strike(
+    folder: Path, process: subprocess.Popen[bytes], chance: random.Random, sent: signal.Signals, to_all: bool
+) -> bool:
     wanted, pause = chance.randint(1, 5), chance.uniform(0, 4)
     while process.poll() is None and started(folder) < wanted:
         time.sleep(0.05)
@@ -109,7 +118,7 @@ def interrupt(folder: Path, chance: random.Random, sent: signal.Signals, to_all:
         os.killpg(process.pid, sent)
     else:
         process.send_signal(sent)
-    process.wait(timeout=120)
+    process.wait(timeout=600)
     # No job goes on by itself, in the way of the next run: one that was still importing ends where it would begin.
     deadline = time.monotonic() + 120
     while (left := list(of_session(process.pid))) and time.monotonic() < deadline:
