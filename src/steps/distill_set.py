@@ -6,6 +6,7 @@ from diver.config.distill import SETTINGS
 from diver.data.prepared import Prepared
 from diver.distill import METHODS
 from diver.distill.loop import STATE
+from diver.places import placed
 from diver.progress import step_log
 
 wildcards, params = snakemake.wildcards, snakemake.params
@@ -15,7 +16,7 @@ with step_log(snakemake.log[0], snakemake.threads, label, snakemake.resources.gp
     distilled = METHODS[params.method](
         data,
         int(wildcards.ipc),
-        SETTINGS[params.method](**params.settings),
+        SETTINGS[params.method](**placed(params.settings, snakemake.input)),
         code=params.code,
         progress=progress,
         folder=Path(params.folder),

@@ -3,6 +3,7 @@
 from diver.config.students import Teacher
 from diver.data.prepared import Prepared
 from diver.networks.weights import load_teacher
+from diver.places import placed
 from diver.progress import step_log
 from diver.report.measure import Extractor, Reference
 from diver.sets import DistilledSet
@@ -13,7 +14,9 @@ with step_log(snakemake.log[0], snakemake.threads, f"measures of {snakemake.wild
     data, extractor = Prepared.read(snakemake.input.prepared), Extractor.of_pixels()
     if params.teacher is not None:
         chosen = Teacher(**params.teacher)
-        extractor = Extractor.of_teacher(load_teacher(params.source, data, chosen.network, chosen.options))
+        extractor = Extractor.of_teacher(
+            load_teacher(placed(params.source, snakemake.input), data, chosen.network, chosen.options)
+        )
     reference = Reference.of(data, extractor, params.per_class)
     rows = []
     for number, (path, cell) in enumerate(zip(snakemake.input.sets, params.cells, strict=True)):

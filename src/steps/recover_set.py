@@ -2,11 +2,12 @@
 
 from diver.config.prior import PriorOptions
 from diver.config.recover import SETTINGS
+from diver.places import placed
 from diver.prior.load import load_prior
 from diver.progress import step_log
 from diver.recover.run import recover_file
 
-wildcards, params = snakemake.wildcards, snakemake.params
+wildcards, params, files = snakemake.wildcards, snakemake.params, snakemake.input
 classes = range(*params.classes) if params.get("classes") else None
 part = f", classes {classes.start} to {classes.stop - 1}" if classes else ""
 with step_log(
@@ -15,7 +16,7 @@ with step_log(
     recover_file(
         snakemake.input.set,
         snakemake.output.set,
-        load_prior(params.prior, PriorOptions(**params.options)),
+        load_prior(placed(params.prior, files), PriorOptions(**placed(params.options, files))),
         params.method,
         SETTINGS[params.method](**params.settings),
         code=params.code,

@@ -7,6 +7,7 @@ from diver.config.protocols import Protocol
 from diver.config.students import Architecture, Teacher
 from diver.data.prepared import Prepared
 from diver.networks.weights import load_teacher
+from diver.places import placed
 from diver.progress import step_log
 from diver.sets import DistilledSet
 from diver.students import Replay, evaluate_set, write_rows
@@ -20,7 +21,7 @@ with step_log(snakemake.log[0], snakemake.threads, label, snakemake.resources.gp
     protocol, teacher, replay = Protocol(**params.protocol), None, None
     if protocol.labels == "teacher":
         chosen = Teacher(**params.teacher)
-        teacher = load_teacher(params.source, data, chosen.network, chosen.options)
+        teacher = load_teacher(placed(params.source, snakemake.input), data, chosen.network, chosen.options)
     if protocol.labels == "replay":
         replay = Replay.read(snakemake.input.labels)
     rows = []

@@ -1,7 +1,7 @@
 """A study that is killed at random moments, again and again, goes on to the bytes of one that nobody disturbed.
 
-`make test` kills a small study three times. DIVER_INTERRUPTS=20 kills the whole test study twenty times, in about ten
-minutes; DIVER_INTERRUPTS_SEED chooses other moments.
+`make test` kills a small study three times. DIVER_INTERRUPTS=20 does so twenty times, DIVER_INTERRUPTS_STUDY=test takes
+the whole test study, DIVER_INTERRUPTS_SEED other moments.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ import yaml
 from copies import SNAKEMAKE, copy_project, environment
 
 TIMES = int(os.environ.get("DIVER_INTERRUPTS", "3"))
+WHOLE = os.environ.get("DIVER_INTERRUPTS_STUDY", "small") == "test"
 SEED = int(os.environ.get("DIVER_INTERRUPTS_SEED", "0"))
 STUDY = "config/interrupted.yaml"
 RESULTS = "results/interrupted"
@@ -38,10 +39,10 @@ TIMED = ("logs", "benchmarks")
 
 
 def write_study(folder: Path) -> None:
-    """The test study, or a smaller one if it is not to be killed often."""
+    """The test study, or one of its stage-1 sets with two treatments."""
     study = yaml.safe_load((folder / "config/test.yaml").read_text())
     study["name"] = Path(RESULTS).name
-    if TIMES <= 3:
+    if not WHOLE:
         study["distill"] = {"dm": study["distill"]["dm"]}
         study["recover"] = {name: study["recover"][name] for name in ("inheritance", "diver")}
         study["report"]["gallery"] = ["none", "diver"]
@@ -61,7 +62,18 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
 
 def finish(folder: Path, *arguments: str) -> None:
     """Run Snakemake to its end, which must be a good one."""
-    assert start(folder, *arguments).wait(timeout=900) == 0, (folder / "said").read_text()[-5000:]
+    process = start(folder, *arguments)
+    try:
+        assert process.wait(timeout=900) == 0, (folder / "said").read_text()[-5000:]
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Leave nothing behind where a test has failed."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def started(folder: Path) -> int:
@@ -84,6 +96,15 @@ def of_session(leader: int) -> Iterator[int]:
 def interrupt(folder: Path, chance: random.Random, sent: signal.Signals, to_all: bool) -> bool:
     """Run, and send the signal at a random moment; False if the study was finished before."""
     process = start(folder)
+    try:
+        return strike(folder, process, chance, sent, to_all)
+    finally:
+        stop(process)
+
+
+def strike(
+    folder: Path, process: subprocess.Popen[bytes], chance: random.Random, sent: signal.Signals, to_all: bool
+) -> bool:
     wanted, pause = chance.randint(1, 5), chance.uniform(0, 4)
     while process.poll() is None and started(folder) < wanted:
         time.sleep(0.05)
@@ -97,9 +118,9 @@ def interrupt(folder: Path, chance: random.Random, sent: signal.Signals, to_all:
         os.killpg(process.pid, sent)
     else:
         process.send_signal(sent)
-    process.wait(timeout=120)
-    # No job goes on by itself, in the way of the next run.
-    deadline = time.monotonic() + 20
+    process.wait(timeout=600)
+    # No job goes on by itself, in the way of the next run: one that was still importing ends where it would begin.
+    deadline = time.monotonic() + 120
     while (left := list(of_session(process.pid))) and time.monotonic() < deadline:
         time.sleep(0.05)
     commands = [Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ") for pid in left]

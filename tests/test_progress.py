@@ -1,0 +1,52 @@
+"""A step ends with the Snakemake that started it."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+from diver.progress import WORKFLOW_VARIABLE
+
+STEP = """
+    import os, sys, time
+    from diver.progress import step_log
+    with step_log(sys.argv[1], 1, "step"):
+        os.write(1, b"%d\\n" % os.getpid())
+        time.sleep(60)
+"""
+# Starts the step as Snakemake does, with its own number in the environment.
+WORKFLOW = f"""
+    import os, subprocess, sys
+    os.environ["{WORKFLOW_VARIABLE}"] = str(os.getpid())
+    subprocess.run([sys.executable, "-c", sys.argv[2], sys.argv[1]])
+"""
+
+
+def python(script: str, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src"), **variables}
+    command = [sys.executable, "-c", textwrap.dedent(script), *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_step_ends_with_a_killed_workflow(tmp_path: Path) -> None:
+    with python(WORKFLOW, str(tmp_path / "log"), textwrap.dedent(STEP)) as workflow:
+        assert workflow.stdout is not None
+        step = int(workflow.stdout.readline())
+        assert Path(f"/proc/{step}").exists()
+        workflow.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{step}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not Path(f"/proc/{step}").exists()
+
+
+def test_a_step_whose_workflow_has_ended_does_not_begin(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    step = python(STEP, str(tmp_path / "log"), **{WORKFLOW_VARIABLE: str(gone.pid)})
+    said, fault = step.communicate(timeout=30)
+    assert step.returncode == 1 and not said and "Snakemake ended before the step began" in fault
+    assert not (tmp_path / "log").exists()
