@@ -52,7 +52,7 @@ restore: setup ## Fetch this commit's results with DVC; what was edited since th
 	  || { echo "restore: dvc.lock was not written by the code that it was committed with: make it so by dvc repro"; exit 1; }
 	@cd $(AS_MADE) && snakemake --touch --forceall --cores 1 --quiet all \
 	  --configfile config/$$(sed -n 's/^study: *//p' params.yaml).yaml >/dev/null
-	@git diff --name-only -z $$(git log -1 --format=%H -- dvc.lock) | xargs -0 touch --no-create
+	@git diff --name-only -z $$(git log -1 --format=%H -- dvc.lock) | xargs -0r touch --no-create
 	@rm -rf $(AS_MADE)
 
 verify: setup ## Check DVC's cache against its digests, which DVC does not do by itself; remove what is damaged.
