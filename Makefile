@@ -43,7 +43,7 @@ AS_MADE = .snakemake/as-made
 CACHE = $(shell dvc cache dir)
 
 restore: setup ## Fetch this commit's results with DVC; what was edited since they were made is made again, no more.
-	@dvc pull --quiet
+	@dvc pull
 	@rm -rf $(AS_MADE) && git clone --quiet --shared --no-checkout . $(AS_MADE)
 	@git -C $(AS_MADE) checkout --quiet $$(git log -1 --format=%H -- dvc.lock)
 	@ln -s ../../results ../../.snakemake $(AS_MADE)/ && ln -s ../../../data/prepared ../../../data/prior $(AS_MADE)/data/
