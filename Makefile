@@ -43,7 +43,7 @@ AS_MADE = .snakemake/as-made
 CACHE = $(shell dvc cache dir)
 
 restore: setup ## Fetch this commit's results with DVC; what was edited since they were made is made again, no more.
-	@dvc pull --quiet
+	@dvc pull
 	@rm -rf $(AS_MADE) && git clone --quiet --shared --no-checkout . $(AS_MADE)
 	@git -C $(AS_MADE) checkout --quiet $$(git log -1 --format=%H -- dvc.lock)
 	@ln -s ../../results ../../.snakemake $(AS_MADE)/ && ln -s ../../../data/prepared ../../../data/prior $(AS_MADE)/data/
@@ -52,7 +52,7 @@ restore: setup ## Fetch this commit's results with DVC; what was edited since th
 	  || { echo "restore: dvc.lock was not written by the code that it was committed with: make it so by dvc repro"; exit 1; }
 	@cd $(AS_MADE) && snakemake --touch --forceall --cores 1 --quiet all \
 	  --configfile config/$$(sed -n 's/^study: *//p' params.yaml).yaml >/dev/null
-	@git diff --name-only -z $$(git log -1 --format=%H -- dvc.lock) | xargs -0 touch --no-create
+	@git diff --name-only -z $$(git log -1 --format=%H -- dvc.lock) | xargs -0r touch --no-create
 	@rm -rf $(AS_MADE)
 
 verify: setup ## Check DVC's cache against its digests, which DVC does not do by itself; remove what is damaged.

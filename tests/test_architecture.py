@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,7 @@ def test_locks_share_torch_and_name_no_host(path: Path) -> None:
     assert text.count("--hash=sha256:") >= len(here)
 
 
+@cache
 def packages(module: Path) -> set[str]:
     """Packages from outside that a module imports."""
     names: list[str] = []
@@ -131,13 +133,59 @@ def packages(module: Path) -> set[str]:
     return {name.split(".")[0] for name in names} - {"diver"} - sys.stdlib_module_names
 
 
+# Where an import has another name than its package.
+PACKAGE_OF = {"yaml": "pyyaml", "PIL": "pillow", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"}
+RULE = re.compile(r"^ *rule (\w+):\n(.*?)(?=^ *rule \w+:|\Z)", re.M | re.S)
+
+
+def running_rules() -> dict[str, str]:
+    """Text of each rule that runs something, by name."""
+    texts = [path.read_text() for path in (ROOT / "rules").glob("*.smk")]
+    rules = {name: body for text in texts for name, body in RULE.findall(text)}
+    return {name: body for name, body in rules.items() if re.search(r"^ *(script|shell|run|notebook):", body, re.M)}
+
+
+def test_every_rule_that_runs_something_names_an_environment() -> None:
+    rules = running_rules()
+    assert len(rules) >= len(list((ROOT / "src/steps").glob("*.py")))
+    for name, body in rules.items():
+        named = re.search(r"conda:\s+\"\.\./(envs/\w+\.yaml)\"", body)
+        assert named, f"rule {name} names no environment: give it `conda:` with a file of envs/"
+        assert (ROOT / named[1]).exists(), f"rule {name}: {named[1]} does not exist"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "envs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_environments_are_exact_and_each_is_used(path: Path) -> None:
+    entries = yaml.safe_load(path.read_text())["dependencies"]
+    plain = [entry for entry in entries if isinstance(entry, str)]
+    oldest = re.search(r'requires-python = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    assert oldest and plain == [f"python={oldest[1]}", "pip"], (
+        f"{path.name}: python={oldest and oldest[1]} and pip first"
+    )
+    pins = next(entry["pip"] for entry in entries if isinstance(entry, dict))
+    assert pins == sorted(pins), f"{path.name}: the list is in alphabetical order"
+    loose = [pin for pin in pins if not re.fullmatch(r"[a-z0-9-]+==[\w.]+", pin)]
+    assert not loose, f"{path.name}: not exact: {loose}"
+    used = (ROOT / "rules").glob("*.smk") if path.stem != "ddranking" else [ROOT / "Makefile"]
+    assert any(f"envs/{path.name}" in file.read_text() for file in used), f"{path.name} is named by no rule"
+
+
 def test_every_import_of_a_step_is_in_its_environment() -> None:
-    known = {"yaml": "pyyaml", "PIL": "pillow", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"}
+    """Imports inside functions too, of every module that a step's modules import, since any of them may be reached."""
     pattern = re.compile(r'"\.\./envs/(\w+\.yaml)".*?"\.\./src/steps/(\w+\.py)"', re.S)
-    pairs = [pair for rule in (ROOT / "rules").glob("*.smk") for pair in pattern.findall(rule.read_text())]
+    pairs = [pair for body in running_rules().values() for pair in pattern.findall(body)]
     assert {step for _, step in pairs} == {p.name for p in (ROOT / "src/steps").glob("*.py")}
+    lacking: dict[str, set[str]] = {}
     for environment, step in pairs:
-        content = (ROOT / "envs" / environment).read_text()
+        content, lock = (ROOT / "envs" / environment).read_text(), locked(ROOT / "requirements.lock")
         for module in used_modules(ROOT / "src/steps" / step):
-            for top in packages(module):
-                assert f"- {known.get(top, top)}==" in content, f"{environment} lacks {top} ({module.name})"
+            for package in (PACKAGE_OF.get(top, top.replace("_", "-")) for top in packages(module)):
+                if f"- {package}==" not in content:
+                    where = f"{module.relative_to(ROOT / 'src')}, which {step} uses"
+                    line = f"envs/{environment} lacks `- {package}=={locked_or_note(lock, package)}`"
+                    lacking.setdefault(line, set()).add(where)
+    assert not lacking, "\n".join(f"{line}: imported by {'; '.join(sorted(by))}" for line, by in lacking.items())
+
+
+def locked_or_note(lock: dict[str, str], package: str) -> str:
+    return lock.get(package, " (a version; it is not in requirements.lock: is the package called otherwise?)")
