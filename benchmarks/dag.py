@@ -59,8 +59,8 @@ def resized(study: dict[str, Any], size: float, specs: Path) -> dict[str, Any]:
     return changed
 
 
-def dry_run(folder: Path, study: Path) -> tuple[int, float, float]:
-    """Jobs, seconds and peak memory in GB of a dry run."""
+def dry_run(folder: Path, study: Path) -> tuple[int, float, float, float]:
+    """Jobs, seconds, seconds of CPU and peak memory in GB of a dry run."""
     command = [str(Path(sys.executable).parent / "snakemake"), "-n", "--quiet", "host", "--configfile", str(study)]
     environment = {**os.environ, "PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1"}
     started = time.monotonic()
@@ -74,8 +74,7 @@ def dry_run(folder: Path, study: Path) -> tuple[int, float, float]:
     if process.returncode or jobs is None:
         raise SystemExit(f"dag: the dry run failed:\n{output[-2000:]}")
     # ru_maxrss is in KB on Linux.
-    print(f"  {usage.ru_utime + usage.ru_stime:.0f} s of CPU", file=sys.stderr)
-    return int(jobs[1]), seconds, usage.ru_maxrss * 1024 / 1e9
+    return int(jobs[1]), seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e9
 
 
 def main() -> None:
@@ -84,7 +83,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=float, default=[1 / 8, 1 / 4, 1 / 2, 1, 2], help="Parts of it.")
     options = parser.parse_args()
     content = yaml.safe_load(options.study.read_text())
-    print("| size | datasets | jobs | seconds | GB |\n|--:|--:|--:|--:|--:|")
+    print("| size | datasets | jobs | seconds | seconds of CPU | GB |\n|--:|--:|--:|--:|--:|--:|")
     for size in options.sizes:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
@@ -98,8 +97,11 @@ def main() -> None:
             study = folder / "config/sized.yaml"
             made = resized(content, size, folder / "config/datasets")
             study.write_text(yaml.safe_dump(made, sort_keys=False))
-            jobs, seconds, memory = dry_run(folder, study)
-            print(f"| {size:g} | {len(made['datasets'])} | {jobs} | {seconds:.1f} | {memory:.2f} |", flush=True)
+            jobs, seconds, busy, memory = dry_run(folder, study)
+            print(
+                f"| {size:g} | {len(made['datasets'])} | {jobs} | {seconds:.1f} | {busy:.1f} | {memory:.2f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
