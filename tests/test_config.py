@@ -266,9 +266,10 @@ def faulty() -> tuple[dict[str, Any], list[str]]:
     content["prior"] = {"source": "shipped"}
     content["distill"]["random"]["lable"] = content["distill"]["random"].pop("label")
     content["distill"]["dm"]["settings"]["iterations"] = 0
-    content["distill"]["mine"] = {"label": "M", "method": "released", "settings": {"path": "nowhere/{ipc}.pt"}}
+    content["distill"]["mine"] = {"label": "M", "method": "released", "settings": {"path": "no/{dataset}-{ipc}.pt"}}
     content["recover"]["predd"]["settings"] = {"by_ipc": {2: [2, 2]}}
-    content["recover"]["diver"]["settings"]["sg_sigma"] = "learned"
+    content["recover"]["learned"] = {**content["recover"]["diver"], "applies_to": ["random"]}
+    content["recover"]["learned"]["settings"] = {"sg_sigma": "learned"}
     content["recover"]["vae"]["settings"] = {"tiles": 5}
     content["recover"]["swept"] = {"label": "S", "method": "diver", "sweep": {"gamma": [0], "t_f": [1, 2]}}
     content["recover"]["diver"]["applies_to"] = ["dn"]
@@ -284,10 +285,12 @@ def faulty() -> tuple[dict[str, Any], list[str]]:
         "distill.random.label: Field required",
         "distill.random.lable: unknown key; did you mean 'label'?",
         "distill.dm: iterations: Input should be greater than or equal to 1 (given: 0)",
-        "distill.mine: no released set nowhere/2.pt",
-        "distill.mine: no released set nowhere/2000.pt",
+        "distill.mine: no released set no/cifar10-slice-2.pt",
+        "distill.mine: no released set no/imagewoof-2000.pt",
+        "datasets: imagewoof: no folder was given",
+        "herding needs a teacher",
         "recover.predd.settings.by_ipc: no levels for IPC 2000",
-        "recover.diver: sg_sigma 'learned' wants a prior that predicts its variance, and shipped has none",
+        "recover.learned: sg_sigma 'learned' wants a prior that predicts its variance, and shipped has none",
         "recover.vae.settings.tiles: 5 does not divide the 32 pixels of cifar10-slice",
         "recover.swept.sweep: the lists of gamma, t_f differ in length",
         "recover.diver.applies_to: unknown 'dn'; did you mean 'dm'?",
