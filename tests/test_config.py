@@ -1,14 +1,20 @@
 """The study's schema: refusals that teach, cells and paths, the generated schema."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from diver.checks import check_study, images_per_class, learns_variance
 from diver.config.base import ConfigError
-from diver.config.study import Study, load_study, parse_study
+from diver.config.prior import PriorChoice
+from diver.config.study import Study, load_study, parse_study, read_yaml
+from diver.data.spec import load_dataset_spec
 from diver.study import SetCell, StudentCell, set_cells, set_path, student_cells, students_path
 
 ROOT = Path(__file__).parents[1]
@@ -173,3 +179,198 @@ def test_a_released_set_needs_its_file() -> None:
     raw["distill"]["dc"] = {"label": "DC", "method": "released", "by_ipc": {10: {"path": "x.pt"}}}
     with pytest.raises(ConfigError, match=r"distill\.dc\.by_ipc\.2\.path"):
         parse_study(raw, "test")
+
+
+def several_datasets() -> dict[str, Any]:
+    """The test study on two datasets that differ in everything that may differ."""
+    content = raw()
+    content["datasets"] = ["cifar10-slice", "cifar10"]
+    content["ipc_of"] = {"cifar10": [1, 3]}
+    content["teacher_of"] = {"cifar10": {"network": "resnet"}}
+    content["shards_of"] = {"cifar10": 2}
+    content["students_of"] = {
+        "cifar10": {"seeds": [7], "architectures": {"vit": {"network": "vit", "label": "ViT"}}, "as_published": {}}
+    }
+    content["distill"]["dm"]["datasets"] = ["cifar10-slice"]
+    content["distill"]["mine"] = {
+        "label": "Mine",
+        "method": "released",
+        "settings": {"path": "sets/{dataset}/ipc{ipc}.pt"},
+        "datasets": ["cifar10"],
+        "ipc": [3],
+    }
+    content["recover"]["vae"]["applies_to"] = None
+    content["recover"]["diver"]["applies_to"] = ["dm", "mine"]
+    content["recover"]["diver"]["by_stage1"] = {"mine": {"settings": {"gamma": 0.02, "tiles": 2}}}
+    return content
+
+
+def test_datasets_may_differ_in_ipc_entries_teacher_students_and_shards() -> None:
+    study = parse_study(several_datasets(), "test")
+    sets = list(set_cells(study))
+    assert {cell.ipc for cell in sets if cell.dataset == "cifar10"} == {1, 3}
+    assert {cell.dataset for cell in sets if cell.stage1 == "dm"} == {"cifar10-slice"}
+    mine = [cell for cell in sets if cell.stage1 == "mine"]
+    assert mine == [SetCell("cifar10", 3, "mine", two) for two in ("none", "vae", "diver")]
+    assert study.distill["mine"].at("cifar10", 3)["path"] == "sets/cifar10/ipc3.pt"
+    assert [study.recover["diver"].full(name)["gamma"] for name in ("dm", "mine")] == [0.1, 0.02]
+    assert [study.teacher_at(name).network for name in study.datasets] == ["convnet", "resnet"]
+    assert [study.shards_at(name) for name in study.datasets] == [1, 2]
+    groups = {(cell.set.dataset, cell.group) for cell in student_cells(study)}
+    assert groups == {("cifar10-slice", "convnet"), ("cifar10-slice", "resnet"), ("cifar10", "vit")}
+    assert study.students_at("cifar10").seeds == [7]
+    assert all(cell.scale == "matched" for cell in student_cells(study) if cell.set.dataset == "cifar10")
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "words"),
+    [
+        ("ipc_of", {"cifar1": [1]}, ["ipc_of: unknown 'cifar1'", "did you mean 'cifar10'"]),
+        ("ipc_of/cifar10", [0], ["ipc_of.cifar10: at least one IPC"]),
+        ("shards_of/cifar10", 0, ["shards_of.cifar10: at least 1"]),
+        ("distill/dm/datasets", ["cifar"], ["distill.dm.datasets: unknown 'cifar'"]),
+        ("distill/mine/ipc", [10], ["distill.mine.ipc: [10] is no IPC of its datasets"]),
+        ("distill/mine/settings/path", "sets/{datset}.pt", ["distill.mine", "unknown {datset}", "{dataset} and {ipc}"]),
+        ("distill/mine/by_dataset", {"cifar10": {"pat": "x"}}, ["distill.mine: pat: unknown key", "'path'"]),
+        ("recover/diver/by_stage1", {"min": {}}, ["recover.diver.by_stage1: unknown 'min'"]),
+        ("recover/diver/by_stage1/mine/preset", "predd-dm", ["by_stage1.mine", "method 'predd', not 'diver'"]),
+        ("students_of/cifar10/protocol", {"name": "soft-rded", "epochs": {1: 1}}, ["no entry for IPC 3"]),
+        ("teacher_of/cifar10", None, ["herding needs a teacher for cifar10", "teacher_of.cifar10"]),
+        ("students_of/cifar10/architectures/vit/role", "proxy", ["students_of.cifar10.architectures: all are proxies"]),
+        (
+            "recover/predd/settings",
+            {"by_ipc": {2: [1, 2]}},
+            ["recover.predd.settings.by_ipc: no levels for IPC 1", "add 1: [forward_t, reverse_t]"],
+        ),
+    ],
+)
+def test_faults_of_what_differs_by_dataset(keys: str, value: Any, words: list[str]) -> None:
+    content = several_datasets()
+    at = content
+    *path, last = keys.split("/")
+    for key in path:
+        at = at[key]
+    at[last] = value
+    with pytest.raises(ConfigError) as refusal:
+        parse_study(content, "study.yaml")
+    for word in words:
+        assert word in str(refusal.value), str(refusal.value)
+
+
+def faulty() -> tuple[dict[str, Any], list[str]]:
+    """The test study with faults of every stage of checking at once, and what its refusal must name."""
+    content = raw()
+    content["studnets"] = {}
+    content["datasets"] = ["cifar10-slice", "imagefuit", "imagewoof"]
+    content["ipc"] = [2, 2000]
+    content["prior"] = {"source": "shipped"}
+    content["distill"]["random"]["lable"] = content["distill"]["random"].pop("label")
+    content["distill"]["dm"]["settings"]["iterations"] = 0
+    content["distill"]["mine"] = {"label": "M", "method": "released", "settings": {"path": "no/{dataset}-{ipc}.pt"}}
+    content["recover"]["predd"]["settings"] = {"by_ipc": {2: [2, 2]}}
+    content["recover"]["learned"] = {**content["recover"]["diver"], "applies_to": ["random"]}
+    content["recover"]["learned"]["settings"] = {"sg_sigma": "learned"}
+    content["recover"]["vae"]["settings"] = {"tiles": 5}
+    content["recover"]["swept"] = {"label": "S", "method": "diver", "sweep": {"gamma": [0], "t_f": [1, 2]}}
+    content["recover"]["diver"]["applies_to"] = ["dn"]
+    content["students"]["protocol"] = {"name": "soft-rded", "epochs": 2}
+    content["students"]["seeds"] = []
+    content["teacher"] = None
+    content["report"]["ladder"] = ["none", "inheritence"]
+    return content, [
+        "studnets: unknown key; did you mean 'students'?",
+        "datasets: no config/datasets/imagefuit.yaml; did you mean 'imagefruit'?",
+        "ipc: IPC 2000 is more than the 732 training images of imagewoof's smallest class",
+        "prior.source: none is shipped for imagewoof",
+        "distill.random.label: Field required",
+        "distill.random.lable: unknown key; did you mean 'label'?",
+        "distill.dm: iterations: Input should be greater than or equal to 1 (given: 0)",
+        "distill.mine: no released set no/cifar10-slice-2.pt",
+        "distill.mine: no released set no/imagewoof-2000.pt",
+        "datasets: imagewoof: no folder was given",
+        "herding needs a teacher",
+        "recover.predd.settings.by_ipc: no levels for IPC 2000",
+        "recover.learned: sg_sigma 'learned' wants a prior that predicts its variance, and shipped has none",
+        "recover.vae.settings.tiles: 5 does not divide the 32 pixels of cifar10-slice",
+        "recover.swept.sweep: the lists of gamma, t_f differ in length",
+        "recover.diver.applies_to: unknown 'dn'; did you mean 'dm'?",
+        "soft-rded needs a teacher",
+        "students.seeds: List should have at least 1 item",
+        "report.ladder: unknown 'inheritence'; did you mean 'inheritance'?",
+    ]
+
+
+def command(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command of the environment in the checkout, with the machine's own folder of data out of sight."""
+    program = Path(sys.executable).parent / name
+    kept = {key: value for key, value in os.environ.items() if key != "DIVER_DATA_FOLDER"}
+    environment = {**kept, "PYTHONPATH": str(ROOT / "src"), "PATH": f"{program.parent}:{os.environ['PATH']}"}
+    return subprocess.run(
+        [str(program), *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize("by", [("diver", "check"), ("snakemake", "-n", "--configfile")], ids=lambda by: by[0])
+def test_all_stages_of_checking_are_told_at_once_by_both_commands(tmp_path: Path, by: tuple[str, ...]) -> None:
+    content, lines = faulty()
+    path = tmp_path / "faulty.yaml"
+    path.write_text(yaml.safe_dump(content))
+    result = command(*by, str(path))
+    message = result.stdout + result.stderr
+    assert result.returncode == (2 if by[0] == "diver" else 1)
+    for line in lines:
+        assert message.count(line) == 1, f"{line}\n\n{message}"
+    assert message.count("is refused") == 1 and "Building DAG" not in message and "Traceback" not in message
+
+
+def test_what_is_missing_stops_a_run_and_not_a_plan(tmp_path: Path) -> None:
+    content = raw()
+    content["distill"]["mine"] = {"label": "M", "method": "released", "settings": {"path": "nowhere/{ipc}.pt"}}
+    path, line = tmp_path / "missing.yaml", "distill.mine: no released set nowhere/2.pt"
+    path.write_text(yaml.safe_dump(content))
+    run = command("snakemake", "--cores", "1", "--configfile", str(path))
+    assert run.returncode == 1 and line in run.stderr and "Building DAG" not in run.stderr
+    plan = command("snakemake", "-np", "distill", "--configfile", str(path))
+    assert plan.returncode == 0 and line in plan.stderr, plan.stderr
+    assert "stage 1: mine on cifar10-slice, IPC 2" in plan.stdout + plan.stderr
+    with pytest.raises(ConfigError, match="nowhere/2.pt"):
+        check_study(content, "study.yaml", ROOT)
+    assert check_study(content, "study.yaml", ROOT, planning=True).missing[0].startswith(line)
+
+
+def test_the_papers_study_is_planned_without_imagenet_or_a_hub() -> None:
+    checked = check_study(read_yaml(ROOT / "config/paper.yaml"), "paper", ROOT, planning=True)
+    study, sets = checked.study, list(set_cells(checked.study))
+    assert [checked.datasets[name].size for name in study.datasets] == [128] * 12 + [224]
+    assert {cell.ipc for cell in sets if cell.dataset == "imagenet1k"} == {10, 50}
+    predd = {cell.stage1: study.recover["predd"].full(cell.stage1)["by_ipc"] for cell in sets if cell.stage2 == "predd"}
+    assert predd == {
+        "dm": {"1": [10, 15], "10": [20, 20]},
+        "ncfm": {"1": [25, 30], "10": [30, 35]},
+        "mtt": {"1": [10, 10], "10": [10, 10]},
+        "edf": {"1": [10, 10], "10": [10, 15]},
+    }
+    diver = study.recover["diver"]
+    assert [(diver.full(name)["gamma"], diver.full(name)["tiles"]) for name in ("dm", "ncfm")] == [(0.1, 1), (0.02, 2)]
+    swept = {
+        cell.dataset: cell.stage1
+        for cell in sets
+        if study.recover.get(cell.stage2) and study.recover[cell.stage2].swept
+    }
+    assert swept == {"imagefruit": "mtt"}
+    assert {len(study.students_at(name).architectures) for name in study.datasets} == {6, 1}
+    plan = command("snakemake", "-n", "--quiet", "host", "--configfile", "config/paper.yaml", "distill")
+    assert plan.returncode == 0, plan.stderr
+    assert "train_experts" in plan.stdout + plan.stderr
+
+
+def test_what_is_known_of_classes_and_priors(tmp_path: Path) -> None:
+    assert images_per_class(load_dataset_spec(ROOT / "config/datasets/imagewoof.yaml"), tmp_path) == 732
+    assert images_per_class(load_dataset_spec(ROOT / "config/datasets/cifar10.yaml"), tmp_path) is None
+    known = {"shipped": False, "facebook/DiT-XL-2-256": True, "SiT-XL-2-256.pt": False, "someone/prior": None}
+    for source, learned in known.items():
+        assert learns_variance(PriorChoice(source=source), tmp_path) is learned
+    assert learns_variance(PriorChoice(source="data/shipped/cifar10-prior"), ROOT) is False
+    (tmp_path / "mine/transformer").mkdir(parents=True)
+    (tmp_path / "mine/transformer/config.json").write_text('{"in_channels": 4, "out_channels": 8}')
+    assert learns_variance(PriorChoice(source="mine"), tmp_path) is True

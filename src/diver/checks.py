@@ -180,7 +180,7 @@ def _missing_folders(datasets: dict[str, DatasetSpec], root: Path) -> Iterator[s
         folders = [source for source in spec.sources if isinstance(source, FolderSource)]
         if len(folders) < len(spec.sources) or (root / prepared_path(name)).exists():
             continue
-        # It imports torch, which only these datasets need.
+        # It imports an HTTP client, which only these datasets need.
         from diver.data.sources import SourceFailure, acquire
 
         raw = Path("data/raw") / (spec.raw or name)

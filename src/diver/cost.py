@@ -336,6 +336,7 @@ class Estimate:
                 phase.add(len(full.seeds or students.seeds) * own, full.protocol.precision)
 
 
+RATE_KEYS = ("label", "assumed", "source", "reached", "flop_per_second", "utilisation", "parallel")
 # Phases whose rate is another's.
 RATE_OF = {"experts": "distill", "answers": "recover"}
 
@@ -344,9 +345,10 @@ def seconds(phase: Phase, device: Mapping[str, Any]) -> float | None:
     """Seconds of a phase on a device, one job after another; None where there is nothing to reckon with."""
     if not phase.macs:
         return None
-    share = device["utilisation"].get(RATE_OF.get(phase.name, phase.name))
-    if share is None:
-        return None
+    name = RATE_OF.get(phase.name, phase.name)
+    if "reached" in device:
+        return 2 * sum(phase.macs.values()) / device["reached"][name]
+    share = device["utilisation"][name]
     return sum(2 * macs / (device["flop_per_second"][kind] * share) for kind, macs in phase.macs.items())
 
 
@@ -382,7 +384,7 @@ def reckon(estimate: Estimate, names: Iterable[str]) -> dict[str, Any]:
         )
     told = {}
     for name, device in devices.items():
-        told[name] = {key: device[key] for key in ("label", "assumed", "source", "utilisation")}
+        told[name] = {key: device[key] for key in RATE_KEYS if key in device}
         published = published_seconds(estimate, device)
         if published is not None:
             told[name]["recover_by_published_rate_hours"] = published / 3600
@@ -422,8 +424,9 @@ def shown(found: Mapping[str, Any]) -> str:
     text = ["  ".join(line).rstrip() for line in cells]
     for name, device in devices.items():
         kind = "ASSUMED rate" if device["assumed"] else "rate"
-        shares = ", ".join(f"{phase} {share:.3g}" for phase, share in device["utilisation"].items())
-        text.append(f"{name} ({device['label']}): {kind}: {device['source']}; utilisation: {shares}")
+        asked = "reached" if "reached" in device else "utilisation"
+        shares = ", ".join(f"{phase} {share:.3g}" for phase, share in device[asked].items())
+        text.append(f"{name} ({device['label']}): {kind}: {device['source']}; {asked}: {shares}")
         if "published" in device:
             hours, source = _hours(device["recover_by_published_rate_hours"]), device["published"]["source"]
             seconds_each = device["published"]["seconds_per_image"]["seconds"]

@@ -418,12 +418,13 @@ class Study(Model):
             protocol, teacher = self.students_at(dataset).protocol, self.teacher_at(dataset)
             wants = [*encoded, protocol.name] if protocol.needs_teacher() else encoded
             of = f" for {dataset}" if self.teacher_of else ""
-            if wants and teacher is None:
-                faults.append(
-                    f"{wants[0]} needs a teacher{of}: add `{f'teacher_of.{dataset}' if of else 'teacher'}:` with "
-                    "`network:` to have it trained on the training set by the workflow, or with `source:` for a file "
-                    "of weights or timm:NAME"
-                )
+            key = f"teacher_of.{dataset}" if of else "teacher"
+            if teacher is None:
+                faults += [
+                    f"{name} needs a teacher{of}: add `{key}:` with `network:` to have it trained on the training set "
+                    "by the workflow, or with `source:` for a file of weights or timm:NAME"
+                    for name in wants
+                ]
             if encoded and teacher is not None and teacher.source.startswith("timm:"):
                 faults.append(
                     f"distill.{encoded[0]}: a teacher of timm{of} has no file; give the path of a network's file"

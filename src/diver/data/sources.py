@@ -20,7 +20,6 @@ from pathlib import Path
 import httpx
 
 from diver.data.spec import DatasetSpec, DebianSource, FolderSource, NpmSource, RemoteFile, Source, UrlSource
-from diver.tensorfile import file_checksum
 
 FOLDER_VARIABLE = "DIVER_DATA_FOLDER"
 CONNECT_SECONDS = 5.0
@@ -186,10 +185,17 @@ def _verify(source: UrlSource | NpmSource | DebianSource, folder: Path) -> None:
                 _compare_content(folder / packaged.name, packaged.md5)
 
 
+def _file_checksum(path: Path, algorithm: str) -> str:
+    """Hexadecimal checksum of a file; torch comes with the module, and where a folder is looked for needs none."""
+    from diver.tensorfile import file_checksum
+
+    return file_checksum(path, algorithm)
+
+
 def _compare(path: Path, algorithm: str, wanted: str) -> None:
     if not path.is_file():
         raise SourceFailure(f"{path.name} is missing", "Check the source in the dataset's specification")
-    if (got := file_checksum(path, algorithm)) != wanted:
+    if (got := _file_checksum(path, algorithm)) != wanted:
         raise SourceFailure(
             f"{path.name} is corrupt or another version: {algorithm} {got}, expected {wanted}",
             "Run again; if it repeats, use another source, for example a folder of your own",
@@ -227,7 +233,7 @@ def download(file: RemoteFile, target: Path, tell: Say = say) -> None:
 
 
 def _compare_named(part: Path, name: str, algorithm: str, wanted: str) -> None:
-    got = file_checksum(part, algorithm)
+    got = _file_checksum(part, algorithm)
     if got != wanted:
         raise SourceFailure(
             f"{name} arrived corrupt, truncated or in another version "

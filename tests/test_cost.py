@@ -1,0 +1,64 @@
+"""What a study is reckoned to cost: counted by hand where that is possible."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diver.checks import check_study
+from diver.cost import Estimate, Phase, chain_passes, load_rates, network_cost, reckon, seconds, shown
+from diver.data.spec import load_dataset_spec
+
+ROOT = Path(__file__).parents[1]
+
+
+def estimate(content: dict, root: Path = ROOT) -> Estimate:
+    checked = check_study(content, "study", root, planning=True)
+    return Estimate(checked.study, checked.datasets, load_rates(), root)
+
+
+def test_networks_are_counted_at_their_size() -> None:
+    spec = load_dataset_spec(ROOT / "config/datasets/cifar10.yaml")
+    macs, parameters = network_cost("convnet-3", {}, spec)
+    convolutions = 9 * 128 * (3 * 32**2 + 128 * 16**2 + 128 * 8**2)
+    assert parameters == 320_010
+    assert macs == convolutions + 128 * 4 * 4 * 10
+
+
+def test_passes_of_chains() -> None:
+    assert chain_passes("vae", {}, 1) == 0
+    assert chain_passes("predd", {"cfg_scale": 4, "by_ipc": {"1": [10, 15]}, "reverse_t": 20}, 1) == 30
+    assert chain_passes("predd", {"cfg_scale": 4, "by_ipc": {"1": [10, 15]}, "reverse_t": 20}, 10) == 40
+    assert chain_passes("diver", {"cfg_scale": 1, "t_r": 50}, 1) == 50
+    assert chain_passes("raw", {"cfg_scale": 4, "respacing": "ddim25"}, 1) == 50
+
+
+def test_jobs_operations_and_bytes_of_the_papers_study() -> None:
+    made = estimate(yaml.safe_load((ROOT / "config/paper.yaml").read_text()))
+    phases = made.phases
+    jobs = {name: phase.jobs for name, phase in phases.items() if name != "report"}
+    # Twelve subsets: seven methods at two IPCs; experts of MTT and of EDF; ImageNet-1K: two methods at two IPCs.
+    assert (jobs["data"], jobs["teachers"], jobs["experts"], jobs["distill"]) == (13, 12, 24, 12 * 7 * 2 + 4)
+    assert jobs["answers"] == 8
+    experts = 12 * 100 * (51 + 101) * 615_690 * 4
+    assert phases["experts"].stored == pytest.approx(experts, rel=1e-6)
+    subsets = 12 * 7 * (1 + 10) * 10 * 3 * 128**2 * 4
+    whole = 2 * (10 + 50) * 1000 * 3 * 224**2 * 4
+    assert phases["distill"].stored == subsets + whole
+    table = shown(reckon(made, ["rtx4090"]))
+    assert "ASSUMED rate" in table and "published 2.48 s an image" in table and "left out of data" in table
+
+
+def test_what_has_no_rate_is_said() -> None:
+    content = yaml.safe_load((ROOT / "config/test.yaml").read_text())
+    content["prior"] = {"source": "someone/prior"}
+    rows = {row["phase"]: row for row in reckon(estimate(content), ["cpu"])["phases"]}
+    assert "someone/prior" in rows["recover"]["left_out"][0] and rows["recover"]["hours"]["cpu"] is None
+    assert rows["students"]["hours"]["cpu"] is not None or rows["students"]["left_out"]
+
+
+def test_every_rate_has_its_source() -> None:
+    for device in load_rates()["devices"].values():
+        assert device["source"] and device["label"] and isinstance(device["assumed"], bool)
+        assert {"reached", "utilisation"} & device.keys()
+        assert seconds(Phase("students", macs={"fp32": 1e12}), device) > 0
