@@ -89,15 +89,36 @@ class Browser:
         self.call("Page.navigate", url=path.as_uri())
         self.until("document.readyState === 'complete'")
 
+    def _steady(self, script: str) -> Any:
+        """The script's value once it stays the same: a page that is still being laid out moves under the mouse."""
+        before = None
+        while (value := self.until(script)) != before:
+            before = value
+            time.sleep(0.3)
+        return value
+
     def click(self, text: str, selector: str = "a, button, span, div, p") -> None:
         """Click the middle of the smallest element that shows exactly this text, with the mouse."""
-        place = self.until(
+        place = self._steady(
             f"""(() => {{
               const found = [...document.querySelectorAll({json.dumps(selector)})]
                 .filter(e => e.textContent.trim() === {json.dumps(text)} && e.getClientRects().length);
               if (!found.length) return null;
               const e = found[found.length - 1]; e.scrollIntoView({{block: 'center'}});
               const r = e.getBoundingClientRect();
+              return [r.left + r.width / 2, r.top + r.height / 2];
+            }})()"""
+        )
+        self.click_at(*place)
+
+    def click_icon(self, row: str, icon: str) -> None:
+        """Click an icon in the row of a table of results that begins with this text."""
+        place = self._steady(
+            f"""(() => {{
+              const found = [...document.querySelectorAll('tbody tr')]
+                .find(e => e.textContent.trim().startsWith({json.dumps(row)}));
+              if (!found) return null;
+              const r = found.querySelector('a[iconname="{icon}"]').getBoundingClientRect();
               return [r.left + r.width / 2, r.top + r.height / 2];
             }})()"""
         )

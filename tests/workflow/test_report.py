@@ -31,12 +31,18 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 def test_report_loads_offline_and_its_navigation_opens_everything(report: Path, browser: Browser) -> None:
     browser.open(report)
-    for category in ("Study", "Tables", "Figures", "Galleries"):
-        browser.until(f"[...document.querySelectorAll('a, li')].some(e => e.textContent.trim() === '{category}')")
     browser.click("Galleries")
-    browser.until("document.body.textContent.includes('The same images under each treatment')")
-    browser.click("Tables")
-    browser.until("document.body.textContent.includes('All sets and architectures')")
+    browser.click_icon("The same images under each treatment", "eye")
+    browser.until(
+        "[...document.images].some(image => image.src.startsWith('data:image/png') && image.naturalWidth > 0)"
+    )
+    browser.click_icon("The same images under each treatment", "information-circle")
+    browser.until("document.body.textContent.includes('all images of a column come from the same stage-1 image')")
+    for category, row in (("Tables", "Table 6: Ladder"), ("Study", "3 Provenance of every file")):
+        browser.open(report)
+        browser.click(category)
+        browser.click_icon(row, "eye")
+        browser.until("document.querySelector('iframe') !== null")
     outside = [url for url in browser.requests if not url.startswith(("file:", "data:", "blob:", "about:"))]
     assert not outside and not browser.faults, (outside, browser.faults)
     # Every result is inside the file: pictures have pixels, pages have rows.

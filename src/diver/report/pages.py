@@ -56,7 +56,7 @@ p {{ max-width: 60rem; }}
 .wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .3rem .7rem; text-align: left; vertical-align: top; overflow-wrap: anywhere; }}
-th {{ overflow-wrap: normal; }}
+th, td:not(:first-child):not(:last-child) {{ overflow-wrap: normal; }}
 thead th {{ border-bottom: 2px solid #222; }}
 tbody tr:last-child > * {{ border-bottom: 2px solid #222; }}
 tbody tr:hover > * {{ background: #f0f4f8; }}
