@@ -6,8 +6,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import yaml
 from snakemake.cli import parse_args
 from snakemake.exceptions import WorkflowError
+from snakemake.iocontainers import Wildcards
 
 SOURCE = f"{workflow.basedir}/src"
 sys.path.insert(0, SOURCE)
@@ -22,7 +24,7 @@ from diver.config.study import NONE
 from diver.config.text import ATTRIBUTES, MODEL
 from diver.progress import WORKFLOW_VARIABLE
 from diver.provenance import code_digest
-from diver.report import choices, paper
+from diver.report import choices, paper, record
 from diver.report.labels import names_of
 
 
@@ -298,3 +300,50 @@ def no_such_target(wildcards):
     known = [*STUDY.report.tables, *FIGURE_TARGETS]
     told = f"it has {', '.join(known)}" if known else "it has none; a study may describe some under report.tables"
     raise WorkflowError(f"the study {STUDY.name!r} has no {wanted}; {told}")
+
+
+def recorded_files():
+    """The files behind the tables: data, sets and students."""
+    return [*map(str, prepared_paths()), *map(str, [*set_paths(False), *set_paths(True), *student_paths()])]
+
+
+def prepared_paths():
+    return [cells.prepared_path(dataset) for dataset in STUDY.datasets]
+
+
+def producer(path):
+    """The rule that makes a file, None for a file that none makes."""
+    makers = (one for one in workflow.rules if one.name != "unknown_table_or_figure" and one.output)
+    return next((one for one in makers if one.is_producer(path)), None)
+
+
+def artifacts(wildcards, input):
+    """Each file with the rule that makes it and the digest of that rule's code."""
+    found = []
+    for path in dict.fromkeys(map(str, input)):
+        maker = producer(path)
+        of_code = dict(maker.params.items()).get("code", "") if maker else ""
+        found.append({"file": path, "rule": maker.name if maker else "", "code": of_code})
+    return found
+
+
+def rule_edges(wildcards):
+    """(needed rule, needing rule) of everything that the tables and figures need, from the rules' own inputs."""
+    edges, seen = set(), set()
+    todo = [(path, "report") for path in map(str, rules.tables_and_figures.input)]
+    while todo:
+        path, needing = todo.pop()
+        maker = producer(path)
+        if maker is None:
+            continue
+        edges.add((maker.name, needing))
+        if path not in seen:
+            seen.add(path)
+            needed, *_ = maker.expand_input(Wildcards(fromdict=maker.get_wildcards(path)))
+            todo += [(str(one), maker.name) for one in needed]
+    return sorted(edges)
+
+
+def rule_phases(wildcards):
+    """The phase of each rule: the name of the file that it stands in."""
+    return {**{one.name: Path(str(one.snakefile)).stem for one in workflow.rules}, "report": "report"}

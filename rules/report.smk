@@ -344,12 +344,16 @@ if STUDY.report.tables:
             results=rules.collect_results.output.csv,
             published=PUBLISHED_NUMBERS,
         output:
+            *[
+                report(
+                    f"{RESULTS}/tables/{name}.html",
+                    caption="../src/diver/report/captions/paper_table.rst",
+                    category="Tables",
+                    labels={"table": f"{name.replace('_', ' ').capitalize()}: {table['title']}"},
+                )
+                for name, table in PAPER_TABLES.items()
+            ],
             tables=expand(f"{RESULTS}/tables/{{table}}.{{form}}", table=PAPER_TABLES, form=["csv", "tex", "md"]),
-            html=report(
-                expand(f"{RESULTS}/tables/{{table}}.html", table=PAPER_TABLES),
-                caption="../src/diver/report/captions/paper_table.rst",
-                category="Tables",
-            ),
         log:
             f"{LOGS}/make_paper_tables.log",
         benchmark:

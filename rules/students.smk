@@ -121,6 +121,7 @@ rule collect_results:
             f"{RESULTS}/tables/results.csv",
             caption="../src/diver/report/captions/results.rst",
             category="Tables",
+            labels={"table": "Every trained student"},
         ),
         parquet=f"{RESULTS}/tables/results.parquet",
     log:

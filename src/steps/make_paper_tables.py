@@ -13,7 +13,7 @@ with step_log(snakemake.log[0], snakemake.threads, "tables of the publication"):
     published, labels = read_published(snakemake.input.published), Labels(**params.names)
     # A table by itself takes what is there: neither the students nor the table are files that the rule declares.
     results = read_students(params.get("students", snakemake.input.get("results", [])))
-    folder = Path(params.get("folder") or Path(snakemake.output.html[0]).parent)
+    folder = Path(params.get("folder") or Path(snakemake.output[0]).parent)
     for name, table in params.tables.items():
         made = paper_table(results, published, labels=labels, **table)
         write_table(made, *(folder / f"{name}{form}" for form in WRITERS))

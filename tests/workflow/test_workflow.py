@@ -1,33 +1,12 @@
 """The whole workflow on a slice of real data, as a user runs it."""
 
-import os
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
-import pytest
 import torch
 import yaml
-
-ROOT = Path(__file__).parents[2]
-PARTS = ("Snakefile", "rules", "src", "config", "profiles", "envs", "tests/data", "data/shipped", "data/published")
-SNAKEMAKE = Path(sys.executable).parent / "snakemake"
-
-
-def run(
-    folder: Path, *arguments: str, cores: str = "2", study: str = "config/test.yaml"
-) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PATH": f"{SNAKEMAKE.parent}:{os.environ['PATH']}"}
-    return subprocess.run(
-        [str(SNAKEMAKE), *arguments, "--configfile", study, "--cores", cores],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+from running import run
 
 
 def jobs(result: subprocess.CompletedProcess[str]) -> dict[str, int]:
@@ -36,29 +15,13 @@ def jobs(result: subprocess.CompletedProcess[str]) -> dict[str, int]:
     return {words[0]: int(words[1]) for words in table if len(words) == 2 and words[1].isdigit()}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("study")
-    for part in PARTS:
-        source = ROOT / part
-        target = folder / part
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy2(source, target)
-    result = run(folder)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
-    return folder
-
-
 def test_tables_and_figures_are_made(finished: Path) -> None:
     results = finished / "results/test"
-    for stem in ("cross_architecture", "ablation", "quality"):
+    for stem in ("cross_architecture", "ablation", "quality", "reproduced", "table_1", "table_6", "table_8"):
         for form in ("csv", "tex", "html", "md"):
             assert (results / f"tables/{stem}.{form}").stat().st_size > 0
-    for stem in ("gallery", "cross_architecture", "ladder", "references", "phases", "quality"):
-        for form in ("png", "svg"):
+    for stem in ("gallery", "vae_gallery", "cross_architecture", "ladder", "references", "phases", "quality"):
+        for form in ("png", "svg", "pdf"):
             assert (results / f"figures/{stem}.{form}").stat().st_size > 0
 
 
