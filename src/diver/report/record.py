@@ -21,22 +21,35 @@ TIME_COLUMNS = ["rule", "jobs", "seconds", "longest", "cpu_seconds", "memory_mb"
 
 def facts(study: Study, datasets: Mapping[str, str]) -> list[tuple[str, str]]:
     """What the study consists of, as (what, text). `datasets`: displayed names."""
-    students, jobs, groups = study.students, list(student_cells(study)), student_groups(study)
+    trained = 0
+    for job in student_cells(study):
+        dataset = job.set.dataset
+        trained += len(student_groups(study, dataset)[job.group]) * len(study.students_at(dataset).seeds)
     stage2 = [f"{one.label} ({name}: {one.method})" for name, one in study.recover.items()]
-    networks = [f"{one.label} ({name}: {one.network}, {one.role})" for name, one in students.architectures.items()]
-    protocol = students.protocol
-    seeds = len(students.seeds)
+    networks = [f"{one.label} ({name}: {one.network}, {one.role})" for name, one in study.all_architectures().items()]
+    protocols = {dataset: _protocol(study, dataset) for dataset in study.datasets}
+    alike = len(set(protocols.values())) == 1
+    texts = dict.fromkeys(protocols.values()) if alike else [f"{name}: {text}" for name, text in protocols.items()]
     return [
         ("Datasets", ", ".join(datasets.get(name, name) for name in study.datasets)),
-        ("Images per class", ", ".join(map(str, study.ipc))),
+        ("Images per class", "; ".join([", ".join(map(str, study.ipc)), *_others(study)])),
         ("Stage 1", "; ".join(f"{one.label} ({name}: {one.method})" for name, one in study.distill.items())),
         ("Stage 2", "; ".join(stage2) or NONE),
         ("Prior", study.prior.source),
         ("Students", "; ".join(networks)),
-        ("Protocol", f"{protocol.name}; seeds {', '.join(map(str, students.seeds))}"),
+        ("Protocol", "; ".join(texts)),
         ("Sets", str(len(list(set_cells(study))))),
-        ("Students to train", str(sum(len(groups[job.group]) for job in jobs) * seeds)),
+        ("Students to train", str(trained)),
     ]
+
+
+def _protocol(study: Study, dataset: str) -> str:
+    students = study.students_at(dataset)
+    return f"{students.protocol.name}, seeds {', '.join(map(str, students.seeds))}"
+
+
+def _others(study: Study) -> list[str]:
+    return [f"{dataset}: {', '.join(map(str, ipcs))}" for dataset, ipcs in study.ipc_of.items()]
 
 
 def outcome(results: pd.DataFrame) -> list[tuple[str, str]]:
