@@ -195,7 +195,7 @@ WIDE = {
     "distill": {"random": {"label": "r", "method": "random"}, "mtt": {"label": "m", "method": "mtt"}},
     "recover": {"vae": {"label": "v", "method": "vae"}, "diver": {"label": "d", "method": "diver"}},
     "teacher": {"network": "convnet"},
-    "report": {"phases_of": "diver", "gallery": ["none"], "published": "data/published/cifar10.csv"},
+    "report": {"phases_of": "diver", "gallery": ["none"], "published": "data/published/published.csv"},
 }
 
 
