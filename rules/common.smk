@@ -59,6 +59,8 @@ if CHECKED.missing and workflow.is_main_process:
 STUDY, DATASETS = CHECKED.study, CHECKED.datasets
 RESULTS = str(cells.results_path(STUDY))
 LOGS = f"{RESULTS}/logs"
+# Every figure is also made for print and for the web.
+PRINT = ["svg", "pdf"]
 BENCHMARKS = f"{RESULTS}/benchmarks"
 SETS = list(cells.set_cells(STUDY))
 STUDENTS = list(cells.student_cells(STUDY))
@@ -157,8 +159,9 @@ def teacher_file(wildcards):
 
 def teacher_paths():
     """The teachers that this study trains."""
-    trained = STUDY.teacher is not None and STUDY.teacher.source == "trained"
-    return [cells.teacher_path(STUDY, dataset) for dataset in STUDY.datasets] if trained else []
+    teachers = {dataset: STUDY.teacher_at(dataset) for dataset in STUDY.datasets}
+    trained = [dataset for dataset, teacher in teachers.items() if teacher is not None and teacher.source == "trained"]
+    return [cells.teacher_path(STUDY, dataset) for dataset in trained]
 
 
 def labels_file(wildcards):

@@ -90,8 +90,7 @@ if NATIVE:
                     caption="../src/diver/report/captions/normality.rst",
                     category="Figures",
                 ),
-                svg=f"{RESULTS}/figures/normality.svg",
-                pdf=f"{RESULTS}/figures/normality.pdf",
+                print=expand(f"{RESULTS}/figures/normality.{{form}}", form=PRINT),
             log:
                 f"{LOGS}/draw_normality.log",
             benchmark:
@@ -254,6 +253,7 @@ if NATIVE:
                 f"{RESULTS}/tables/systems.html",
                 caption="../src/diver/report/captions/systems_table.rst",
                 category="Tables",
+                labels={"table": "Diffusion-native systems"},
             ),
         log:
             f"{LOGS}/compare_systems.log",
@@ -265,7 +265,7 @@ if NATIVE:
             benchmarks=set_benchmarks(),
             natives=NATIVE,
             methods={name: entry.method for name, entry in STUDY.distill.items()},
-            classes={name: len(spec.classes) for name, spec in DATASETS.items()},
+            classes=class_counts(),
             names=display_names(),
             code=code("compare_systems"),
         message:
@@ -280,9 +280,10 @@ if NATIVE:
             png=report(
                 f"{RESULTS}/figures/systems.png",
                 caption="../src/diver/report/captions/systems.rst",
-                category="Figures",
+                category="Galleries",
+                labels={"figure": "All systems"},
             ),
-            svg=f"{RESULTS}/figures/systems.svg",
+            print=expand(f"{RESULTS}/figures/systems.{{form}}", form=PRINT),
         log:
             f"{LOGS}/draw_systems.log",
         benchmark:

@@ -5,14 +5,19 @@ from diver.config.native.edits import CLUSTERED_BY
 from diver.config.native.minimax import MinimaxConfig
 
 NATIVE = cells.native_entries(STUDY)
-INVERTED = [
-    (dataset, stage1) for dataset in STUDY.datasets for stage1 in NATIVE if STUDY.distill[stage1].method == "d3hr"
-]
+INVERTED = list(
+    dict.fromkeys(
+        (dataset, stage1)
+        for stage1 in NATIVE
+        if STUDY.distill[stage1].method == "d3hr"
+        for dataset, _ in STUDY.places(STUDY.distill[stage1])
+    )
+)
 
 
 def native_cell(wildcards):
-    """A set of the entry; where there is no IPC, the study's first."""
-    ipc = int(wildcards.get("ipc", STUDY.ipc[0]))
+    """A set of the entry; where there is no IPC, the dataset's first."""
+    ipc = int(wildcards.get("ipc", STUDY.ipcs(wildcards.dataset)[0]))
     return cells.SetCell(wildcards.dataset, ipc, wildcards.stage1)
 
 
@@ -58,42 +63,26 @@ def artefacts_of_set(wildcards):
     return {name: str(path) for name, path in cells.artefact_paths(STUDY, native_cell(wildcards)).items()}
 
 
+def class_counts():
+    return {name: len(spec.classes) for name, spec in DATASETS.items()}
+
+
 def set_benchmarks():
-    """Where the times of each set stand: of making it, and of its own and the shared preparations."""
-    found = []
-    for cell in SETS:
-        name = f"{cell.dataset}-ipc{cell.ipc}-{cell.stage1}"
-        prepared = native_preparations(cell) if cell.stage2 == NONE and cell.stage1 in NATIVE else []
-        if cell.stage2 == NONE:
-            making = [f"{BENCHMARKS}/distill/{name}.tsv"]
-        elif STUDY.shards == 1:
-            making = [f"{BENCHMARKS}/recover/{name}/{cell.stage2}.tsv"]
-        else:
-            shards = cells.shard_paths(STUDY, cell, len(DATASETS[cell.dataset].classes))
-            making = [f"{BENCHMARKS}/recover/{name}/{cell.stage2}/{path.stem}.tsv" for path in shards]
-        parts = {
-            "making": making,
-            "own": [str(path) for one, path in prepared if one.per != "dataset"],
-            "shared": [str(path) for one, path in prepared if one.per == "dataset"],
-        }
-        found.append((asdict(cell), parts))
-    return found
-
-
-def native_preparations(cell):
-    """What a set's system prepares, each with its benchmark."""
-    found = PREPARATIONS[STUDY.distill[cell.stage1].method]
-    return [(one, cells.benchmark_path(STUDY, one, cell)) for one in found]
+    """Where the times of each set stand, as a parameter."""
+    found = choices.set_benchmarks(STUDY, class_counts())
+    return [
+        (asdict(cell), {part: list(map(str, paths)) for part, paths in parts.items()}) for cell, parts in found.items()
+    ]
 
 
 def pictured():
-    """Sets that are pictured together: all at the largest IPC of the first dataset, under the gallery's treatments."""
+    """Sets that are pictured together: all of the dataset that the gallery is of, or of the first that has a system, at
+    its largest IPC, under the gallery's treatments."""
     treatments = [name for name in STUDY.report.gallery if name != NONE]
-    return [
-        cell
-        for cell in SETS
-        if (cell.dataset, cell.ipc) == (SHOWN.dataset, SHOWN.ipc) and cell.stage2 in (NONE, *treatments)
-    ]
+    native = list(dict.fromkeys(cell.dataset for cell in SETS if cell.stage1 in NATIVE))
+    dataset = SHOWN.dataset if SHOWN.dataset in native else native[0]
+    ipc = max(STUDY.ipcs(dataset))
+    return [cell for cell in SETS if (cell.dataset, cell.ipc) == (dataset, ipc) and cell.stage2 in (NONE, *treatments)]
 
 
 def pictured_labels():

@@ -1,5 +1,3 @@
-# Every figure is also made for print and for the web.
-PRINT = ["svg", "pdf"]
 GALLERY, VAE_GALLERY = choices.gallery_rows(STUDY), choices.vae_rows(STUDY)
 RECORDED = choices.recorded_networks(STUDY)
 RELEASED = choices.released_cells(STUDY)

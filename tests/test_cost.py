@@ -37,14 +37,17 @@ def test_jobs_operations_and_bytes_of_the_papers_study() -> None:
     made = estimate(yaml.safe_load((ROOT / "config/paper.yaml").read_text()))
     phases = made.phases
     jobs = {name: phase.jobs for name, phase in phases.items() if name != "report"}
-    # Twelve subsets: seven methods at two IPCs; experts of MTT and of EDF; ImageNet-1K: two methods at two IPCs.
-    assert (jobs["data"], jobs["teachers"], jobs["experts"], jobs["distill"]) == (13, 12, 24, 12 * 7 * 2 + 4)
-    assert jobs["answers"] == 8
+    # Twelve subsets: seven methods at two IPCs; experts of MTT and of EDF; ImageNet-1K: two methods and four systems at
+    # two IPCs; three subsets at 224: random images and six systems.
+    sets = 12 * 7 * 2 + 6 * 2 + 3 * 7 * 2
+    assert (jobs["data"], jobs["teachers"], jobs["experts"], jobs["distill"]) == (16, 15, 24, sets)
+    assert jobs["answers"] == (6 + 5) * 2
     experts = 12 * 100 * (51 + 101) * 615_690 * 4
     assert phases["experts"].stored == pytest.approx(experts, rel=1e-6)
     subsets = 12 * 7 * (1 + 10) * 10 * 3 * 128**2 * 4
-    whole = 2 * (10 + 50) * 1000 * 3 * 224**2 * 4
-    assert phases["distill"].stored == subsets + whole
+    whole = 6 * (10 + 50) * 1000 * 3 * 224**2 * 4
+    larger = 3 * 7 * (10 + 50) * 10 * 3 * 224**2 * 4
+    assert phases["distill"].stored == subsets + whole + larger
     table = shown(reckon(made, ["rtx4090"]))
     assert "ASSUMED rate" in table and "published 2.48 s an image" in table and "left out of data" in table
 

@@ -15,7 +15,6 @@ with step_log(snakemake.log[0], snakemake.threads, "systems"):
         SetCell(**cell): Cost(*(time_of(paths[part]) for part in ("making", "own", "shared")))
         for cell, paths in params.benchmarks
     }
-    given = snakemake.input.get("published")
     table = systems(
         pd.read_csv(snakemake.input.results, keep_default_na=False),
         Labels(**params.names),
@@ -23,6 +22,6 @@ with step_log(snakemake.log[0], snakemake.threads, "systems"):
         params.natives,
         costs,
         params.classes,
-        read_published(given) if given else None,
+        read_published(snakemake.input.published),
     )
     write_table(table, *snakemake.output.table, snakemake.output.html)

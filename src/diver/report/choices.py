@@ -1,11 +1,22 @@
 """What a study's report shows, from its configuration alone: the sets of galleries, comparisons, and their paths."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from diver.config.native import PREPARATIONS
 from diver.config.networks import RECORDED
 from diver.config.study import NONE, Study
-from diver.study import SetCell, results_path, set_cells, set_path, shown_cell
+from diver.study import (
+    SetCell,
+    benchmark_path,
+    native_entries,
+    results_path,
+    set_cells,
+    set_path,
+    shard_paths,
+    shown_cell,
+)
 
 AUTOENCODER_ONLY = "vae"
 
@@ -74,3 +85,27 @@ def _title(study: Study, stage1: str) -> str:
 
 def _set(study: Study, cell: SetCell, stage2: str) -> Path:
     return set_path(study, replace(cell, stage2=stage2))
+
+
+def set_benchmarks(study: Study, classes: Mapping[str, int]) -> dict[SetCell, dict[str, list[Path]]]:
+    """Where the times of each set stand: of making it, and of its own and the shared preparations (TSV of Snakemake).
+
+    `classes`: how many each dataset has.
+    """
+    folder, natives = results_path(study) / "benchmarks", native_entries(study)
+    found = {}
+    for cell in set_cells(study):
+        name = f"{cell.dataset}-ipc{cell.ipc}-{cell.stage1}"
+        parts: dict[str, list[Path]] = {"making": [], "own": [], "shared": []}
+        if cell.stage2 == NONE:
+            parts["making"] = [folder / f"distill/{name}.tsv"]
+        elif study.shards_at(cell.dataset) == 1:
+            parts["making"] = [folder / f"recover/{name}/{cell.stage2}.tsv"]
+        else:
+            shards = shard_paths(study, cell, classes[cell.dataset])
+            parts["making"] = [folder / f"recover/{name}/{cell.stage2}/{path.stem}.tsv" for path in shards]
+        if cell.stage2 == NONE and cell.stage1 in natives:
+            for one in PREPARATIONS[study.distill[cell.stage1].method]:
+                parts["shared" if one.per == "dataset" else "own"].append(benchmark_path(study, one, cell))
+        found[cell] = parts
+    return found

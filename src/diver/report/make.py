@@ -19,8 +19,9 @@ from diver.report.published import read_published
 from diver.report.recorded import compare_recorded, recorded_accuracies
 from diver.report.reproduced import compare_published
 from diver.report.sweeps import sweeps
+from diver.report.systems import Cost, systems, time_of
 from diver.report.tables import WRITERS, Table, write_table
-from diver.study import SetCell, results_path, set_path
+from diver.study import SetCell, native_entries, results_path, set_path
 
 
 @dataclass
@@ -123,6 +124,8 @@ def _products(one: _Report, datasets: Mapping[str, DatasetSpec]) -> Iterator[tup
         yield table("recorded", lambda: compare_recorded(results, _recorded(one), networks, labels))
     if families := study.sweeps():
         yield figure("sweeps", lambda path: sweeps(results, labels, families, path))
+    if native_entries(study):
+        yield table("systems", partial(_systems, one, {name: len(spec.classes) for name, spec in datasets.items()}))
     yield table("quality", lambda: tables.quality(one.quality(), labels))
     yield figure("quality", lambda path: figures.quality(one.quality(), labels, path))
     for stem, rows in (("gallery", choices.gallery_rows(study)), ("vae_gallery", choices.vae_rows(study))):
@@ -130,6 +133,17 @@ def _products(one: _Report, datasets: Mapping[str, DatasetSpec]) -> Iterator[tup
             yield figure(stem, partial(_gallery, one, rows))
     if report.phases_of:
         yield figure("phases", partial(_phases, one))
+
+
+def _systems(one: _Report, classes: Mapping[str, int]) -> Table:
+    """Without the benchmarks of the rules, costs are missing in the table."""
+    costs = {
+        cell: Cost(*(time_of([one.at(path) for path in parts[part]]) for part in ("making", "own", "shared")))
+        for cell, parts in choices.set_benchmarks(one.study, classes).items()
+    }
+    methods = {name: entry.method for name, entry in one.study.distill.items()}
+    natives = native_entries(one.study)
+    return systems(one.results, one.labels, methods, natives, costs, classes, one.published())
 
 
 def _paper(one: _Report, planned: Mapping[str, Any]) -> Table:
