@@ -305,6 +305,11 @@ def no_such_target(wildcards):
     raise WorkflowError(f"the study {STUDY.name!r} has no {wanted}; {told}")
 
 
+def study_text(wildcards):
+    """The study's configuration; a function, since braces in it are no wildcards."""
+    return yaml.safe_dump(STUDY.model_dump(mode="json", exclude_unset=True), sort_keys=False, width=100)
+
+
 def recorded_files():
     """The files behind the tables: data, sets and students."""
     return [*map(str, prepared_paths()), *map(str, [*set_paths(False), *set_paths(True), *student_paths()])]

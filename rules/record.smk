@@ -22,7 +22,7 @@ rule summarise_study:
         study=STUDY.name,
         title="Stage-1 sets, what the second stage makes of them, and students that are trained on each.",
         facts=record.facts(STUDY, DISPLAYED),
-        yaml=yaml.safe_dump(STUDY.model_dump(mode="json", exclude_unset=True), sort_keys=False, width=100),
+        yaml=study_text,
         code=code("summarise_study"),
     message:
         "record: summary and configuration"
