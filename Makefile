@@ -67,7 +67,8 @@ test: setup ## Lint, check types and formats, run all tests.
 	@$(BIN)/mypy
 	@$(BIN)/snakefmt --check Snakefile rules
 	@snakemake --lint
-	@$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+	@$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --ignore=tests/workflow
+	@$(BIN)/python -m pytest tests/workflow
 
 $(RANKING)/.ready: requirements-ddranking.lock | $(VENV)/.ready
 	@echo "rank: creating $(RANKING) with DD-Ranking, on Python 3.11 or 3.12 (about 6 GB)"

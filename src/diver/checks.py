@@ -152,9 +152,9 @@ def _missing(study: Study, datasets: dict[str, DatasetSpec], root: Path) -> Iter
             path = settings.get("path")
             if path and not (root / path).exists():
                 yield f"distill.{stage1}: no released set {path} ({dataset}, IPC {ipc}); put it there or mend `path`"
-            path = network_path(settings)
-            if path and not (root / path).exists():
-                yield f"distill.{stage1}: no network {path}; `diver teach` makes one"
+            network = network_path(settings)
+            if network and not (root / network).exists():
+                yield f"distill.{stage1}: no network {network}; `diver teach` makes one"
             path = settings.get("experts") or ""
             if "/" in path and not (root / path / "experts.json").exists():
                 yield f"distill.{stage1}.settings.experts: no {path}/experts.json; `diver experts` makes them"
@@ -164,11 +164,11 @@ def _missing(study: Study, datasets: dict[str, DatasetSpec], root: Path) -> Iter
         if source != "trained" and not source.startswith("timm:") and not (root / source).exists():
             yield f"{key}.source: no file {source}; `diver teach` makes one, or name timm:NAME"
     asked = {"source": study.prior.source, "autoencoder": study.prior.autoencoder}
-    for key, source in asked.items():
-        if source and source not in ("shipped", "trained") and not is_hub_name(source) and not (root / source).exists():
-            yield f"prior.{key}: no {source}; a directory, a released file, or owner/name of a hub"
-    given = {"prior.classifier": study.prior.classifier, "report.published": study.report.published}
-    for key, path in given.items():
+    for key, given in asked.items():
+        if given and given not in ("shipped", "trained") and not is_hub_name(given) and not (root / given).exists():
+            yield f"prior.{key}: no {given}; a directory, a released file, or owner/name of a hub"
+    files = {"prior.classifier": study.prior.classifier, "report.published": study.report.published}
+    for key, path in files.items():
         if path and not (root / path).exists():
             yield f"{key}: no file {path}; mend the path or leave the key out"
 

@@ -311,16 +311,16 @@ class Estimate:
                     own += epochs * images * self._teacher(dataset, phase)
                 phase.add(len(students.seeds) * own, students.protocol.precision)
                 phase.stored += len(students.seeds) * ROW
-        for cell in self.sets:
-            spec, students = self.datasets[cell.dataset], self.study.students_at(cell.dataset)
+        for made in self.sets:
+            spec, students = self.datasets[made.dataset], self.study.students_at(made.dataset)
             if students.protocol.labels != "replay":
                 continue
-            epochs = by_ipc(students.protocol.epochs, cell.ipc, "students.protocol.epochs")
-            seen = epochs * cell.ipc * len(spec.classes)
-            scales = [MATCHED] + [AS_PUBLISHED] * (cell.stage2 in students.as_published.get(cell.stage1, []))
+            epochs = by_ipc(students.protocol.epochs, made.ipc, "students.protocol.epochs")
+            seen = epochs * made.ipc * len(spec.classes)
+            scales = [MATCHED] + [AS_PUBLISHED] * (made.stage2 in students.as_published.get(made.stage1, []))
             for _ in scales:
                 answers.jobs += 1
-                answers.add(seen * self._teacher(cell.dataset, answers))
+                answers.add(seen * self._teacher(made.dataset, answers))
                 # Logits in half precision, and each image's crop, flip and mix.
                 answers.stored += seen * (len(spec.classes) * 2 + 20)
         for dataset, group in full_cells(self.study):
@@ -421,16 +421,16 @@ def shown(found: Mapping[str, Any]) -> str:
     cells = [
         [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))] for line in lines
     ]
-    text = ["  ".join(line).rstrip() for line in cells]
+    text = ["  ".join(words).rstrip() for words in cells]
     for name, device in devices.items():
         kind = "ASSUMED rate" if device["assumed"] else "rate"
         asked = "reached" if "reached" in device else "utilisation"
         shares = ", ".join(f"{phase} {share:.3g}" for phase, share in device[asked].items())
         text.append(f"{name} ({device['label']}): {kind}: {device['source']}; {asked}: {shares}")
         if "published" in device:
-            hours, source = _hours(device["recover_by_published_rate_hours"]), device["published"]["source"]
+            whole, source = _hours(device["recover_by_published_rate_hours"]), device["published"]["source"]
             seconds_each = device["published"]["seconds_per_image"]["seconds"]
-            text.append(f"{name}: recover takes {hours} hours at the published {seconds_each} s an image ({source})")
+            text.append(f"{name}: recover takes {whole} hours at the published {seconds_each} s an image ({source})")
     for row in found["phases"]:
-        text += [f"left out of {row['phase']}: {line}" for line in row["left_out"]]
+        text += [f"left out of {row['phase']}: {what}" for what in row["left_out"]]
     return "\n".join(text)

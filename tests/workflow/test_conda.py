@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from conda_stand_in import ACTIVATE
-from tiny import ROOT, call, copy_project, executed, snakemake
+from running import ROOT
+from tiny import call, copy_tiny, executed, snakemake
 
 
 def install_conda(folder: Path) -> Path:
@@ -35,7 +36,7 @@ def ran(folder: Path) -> dict[str, dict[str, object]]:
 
 
 def test_steps_run_in_their_environments(conda: str, tmp_path: Path) -> None:
-    folder = copy_project(tmp_path)
+    folder = copy_tiny(tmp_path)
     made = snakemake(folder, "distill", "--sdm", "conda", before=conda)
     assert "Activating conda environment" in made
     assert executed(folder) == {"prepare_data": 1, "distill_set": 1}

@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from copies import SNAKEMAKE, copy_project, environment
+from running import SNAKEMAKE, copy_project, environment
 
 TIMES = int(os.environ.get("DIVER_INTERRUPTS", "3"))
 WHOLE = os.environ.get("DIVER_INTERRUPTS_STUDY", "small") == "test"
@@ -34,8 +34,11 @@ KINDS = [
     (signal.SIGINT, True),
     (signal.SIGTERM, True),
 ]
-# What says how long something took, on which no two runs agree.
-TIMED = ("logs", "benchmarks")
+# What says how long something took, on which no two runs agree, or holds digests of such files.
+TIMED = ("logs", "benchmarks", "record")
+# Everything, or the tables and one figure.
+DRAWN = ("tables/cross_architecture.md", "figures/gallery.png")
+TARGETS = () if WHOLE else tuple(f"{RESULTS}/{name}" for name in DRAWN)
 
 
 def write_study(folder: Path) -> None:
@@ -54,7 +57,7 @@ def write_study(folder: Path) -> None:
 def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
     """Snakemake at the head of a session, whose output is the file `said`."""
     with (folder / "said").open("wb") as said:
-        command = [SNAKEMAKE, *arguments, "--configfile", STUDY, "--cores", "2"]
+        command = [SNAKEMAKE, *TARGETS, *arguments, "--configfile", STUDY, "--cores", "2"]
         return subprocess.Popen(
             command, cwd=folder, env=environment(), stdout=said, stderr=subprocess.STDOUT, start_new_session=True
         )

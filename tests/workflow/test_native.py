@@ -1,11 +1,10 @@
 """All diffusion-native systems through the workflow, a few steps each, to their table and picture."""
 
-import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_workflow import PARTS, ROOT, jobs, run
+from running import copy_project, jobs, run
 
 from diver.config.native import PREPARATIONS, SETTINGS
 from diver.config.study import load_study
@@ -19,14 +18,7 @@ TARGETS = (f"{RESULTS}/tables/systems.md", f"{RESULTS}/figures/systems.png")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("native")
-    for part in PARTS:
-        source, target = ROOT / part, folder / part
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy2(source, target)
+    folder = copy_project(tmp_path_factory.mktemp("native"))
     result = run(folder, *TARGETS, study=STUDY)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
     return folder

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from copies import SNAKEMAKE, copy_project, environment
+from running import SNAKEMAKE, copy_project, environment
 
 LOOPBACK = Path(__file__).parent / "slurm_loopback.sh"
 NEEDED = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "munged")

@@ -8,8 +8,8 @@ from pathlib import Path
 import boto3
 import pytest
 import yaml
-from copies import SNAKEMAKE, copy_project, environment
 from moto.server import ThreadedMotoServer
+from running import SNAKEMAKE, copy_project, environment
 
 from diver.sets import DistilledSet
 

@@ -1,18 +1,11 @@
 """The whole workflow on a slice of real data, as a user runs it."""
 
-import subprocess
 from pathlib import Path
 
 import pandas as pd
 import torch
 import yaml
-from running import run
-
-
-def jobs(result: subprocess.CompletedProcess[str]) -> dict[str, int]:
-    """Rules that a dry run would execute, with the number of their jobs."""
-    table = [line.split() for line in (result.stdout + result.stderr).splitlines()]
-    return {words[0]: int(words[1]) for words in table if len(words) == 2 and words[1].isdigit()}
+from running import jobs, run
 
 
 def test_tables_and_figures_are_made(finished: Path) -> None:

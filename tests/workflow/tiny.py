@@ -2,18 +2,12 @@
 
 import os
 import re
-import shutil
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
-PARTS = (
-    *("Snakefile", "Makefile", "rules", "src", "config", "profiles", "envs", "tests/data", "data/shipped"),
-    *("data/published", "dvc.yaml", "params.yaml", ".dvc/config", ".dvc/plots", ".dvcignore", ".gitignore"),
-)
+from running import BIN, copy_project
+
 STUDY = """\
 name: tiny
 datasets: [cifar10-slice]
@@ -35,15 +29,9 @@ SCRIPTED = re.compile(r"^Finished jobid: \d+ \(Rule: (\w+)\)$", re.M)
 PHASES = {"data", "prior", "distill", "recover", "students", "report", "all"}
 
 
-def copy_project(folder: Path) -> Path:
-    """The parts that the workflow reads, with the study as config/tiny.yaml."""
-    for part in PARTS:
-        source, target = ROOT / part, folder / part
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy2(source, target)
+def copy_tiny(folder: Path) -> Path:
+    """A copy of the project, with what DVC needs, and the study as config/tiny.yaml."""
+    copy_project(folder, "Makefile", "dvc.yaml", "params.yaml", ".dvc/config", ".dvc/plots", ".dvcignore", ".gitignore")
     (folder / "config/tiny.yaml").write_text(STUDY)
     return folder
 

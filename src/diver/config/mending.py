@@ -65,8 +65,10 @@ def fault_lines(error: ValidationError, model: type[BaseModel]) -> list[str]:
 def _inside(content: Any, location: Location) -> Any:
     """What is at a location of loaded YAML; None if there is nothing."""
     for part in location:
-        if isinstance(content, dict) or (isinstance(content, list) and isinstance(part, int) and part < len(content)):
-            content = content.get(part) if isinstance(content, dict) else content[part]
+        if isinstance(content, dict):
+            content = content.get(part)
+        elif isinstance(content, list) and isinstance(part, int) and part < len(content):
+            content = content[part]
         else:
             return None
     return content

@@ -36,7 +36,8 @@ class RunningMoments:
 
     @classmethod
     def of_shape(cls, *shape: int, device: torch.device | str = "cpu") -> Self:
-        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(4)))
+        mean, second, third, fourth = torch.zeros(4, *shape, dtype=torch.float64, device=device).unbind()
+        return cls(mean, second, third, fourth)
 
     def add(self, values: Tensor) -> None:
         """Take in a batch [N, *shape] of any dtype."""
@@ -180,7 +181,9 @@ class ClassStatistics:
         if header.pop("kind", None) != "class statistics":
             raise StatisticsError(f"{path}: not a file of class statistics")
         try:
-            told = {key: tuple(value) if isinstance(value, list) else value for key, value in header.items()}
-            return cls(**tensors, **told)
+            told: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in header.items()
+            }
+            return cls(**{**told, **tensors})
         except TypeError as error:
             raise StatisticsError(f"{path}: not a file of class statistics of this version ({error})") from error
