@@ -61,14 +61,14 @@ verify: setup ## Check DVC's cache against its digests, which DVC does not do by
 	  && for file in $$damaged; do rm -f $$file && echo "verify: $$file was damaged and is removed"; done \
 	  && if [ -n "$$damaged" ]; then echo "verify: heal it by: dvc fetch && dvc checkout --relink"; exit 1; fi
 
-test: setup ## Lint, check types and formats, run all tests.
+test: setup ## Lint, check types and formats, run the tests; those that take minutes each by SLOW=1.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/snakefmt --check Snakefile rules
 	@snakemake --lint
 	@$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --ignore=tests/workflow
-	@$(BIN)/python -m pytest tests/workflow
+	@DIVER_SLOW=$(SLOW) $(BIN)/python -m pytest tests/workflow
 
 $(RANKING)/.ready: requirements-ddranking.lock | $(VENV)/.ready
 	@echo "rank: creating $(RANKING) with DD-Ranking, on Python 3.11 or 3.12 (about 6 GB)"

@@ -1,4 +1,6 @@
-"""Shared fixtures: a tiny random prior and a tiny set."""
+"""Shared fixtures: a tiny random prior and a tiny set. Slow tests wait to be asked for."""
+
+import os
 
 import pytest
 import torch
@@ -11,6 +13,13 @@ from diver.prior.train import build_dit, build_vae, dit_scheduler
 from diver.sets import DistilledSet, ValueRange
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not os.environ.get("DIVER_SLOW"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes; run by `make test SLOW=1`"))
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ import pytest
 import yaml
 from running import SNAKEMAKE, copy_project, environment
 
+pytestmark = pytest.mark.slow
 TIMES = int(os.environ.get("DIVER_INTERRUPTS", "3"))
 WHOLE = os.environ.get("DIVER_INTERRUPTS_STUDY", "small") == "test"
 SEED = int(os.environ.get("DIVER_INTERRUPTS_SEED", "0"))

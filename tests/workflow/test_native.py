@@ -11,6 +11,7 @@ from diver.config.study import load_study
 from diver.sets import DistilledSet
 from diver.study import SetCell, artefact_paths, benchmark_path
 
+pytestmark = pytest.mark.slow
 STUDY = "config/test-native.yaml"
 RESULTS = Path("results/test-native")
 TARGETS = (f"{RESULTS}/tables/systems.md", f"{RESULTS}/figures/systems.png")

@@ -17,6 +17,7 @@ LOOPBACK = Path(__file__).parent / "slurm_loopback.sh"
 NEEDED = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "munged")
 LACKING = [name for name in NEEDED if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(bool(LACKING), reason=f"no SLURM here: {', '.join(LACKING)} missing (slurm-wlm, munge)"),
     pytest.mark.skipif(os.geteuid() != 0, reason="starting a SLURM takes root"),
     pytest.mark.skipif(Path("/etc/slurm/slurm.conf").exists(), reason="this machine has a SLURM of its own"),

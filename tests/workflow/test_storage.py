@@ -16,6 +16,9 @@ from diver.sets import DistilledSet
 STUDY = "config/stored.yaml"
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An S3 server on this machine, of which Snakemake knows by the variables that the profile names."""
