@@ -54,8 +54,12 @@ def resized(study: dict[str, Any], size: float, specs: Path) -> dict[str, Any]:
             # Twins are no published datasets, so they take no published settings.
             if twins and section == "distill" and entry.pop("preset", None) and name in ("mtt", "edf"):
                 entry["settings"] = {"experts": "plain", **entry.get("settings", {})}
-            if entry.get("datasets") != []:
+            if "applies_to" in entry:
+                entry["applies_to"] = [one for one in entry["applies_to"] if one in changed["distill"]]
+            if [] not in (entry.get("datasets"), entry.get("applies_to")):
                 changed[section][name] = entry
+    # Tables name datasets and entries that a smaller study does not have.
+    changed["report"] = {key: value for key, value in study.get("report", {}).items() if key != "tables"}
     return changed
 
 
