@@ -127,7 +127,7 @@ def test_every_stage1_method_and_the_table_of_published_accuracies(finished: Pat
 
 
 def test_released_set_is_recovered_in_shards_and_swept(finished: Path) -> None:
-    """The same stage-1 images as a released file: recovered by three jobs a set, with a sweep, to the report."""
+    """The same stage-1 images as a released file: recovered by three jobs a set, with a sweep, to its table."""
     from diver.sets import DistilledSet
 
     made = DistilledSet.read(finished / "results/test/distilled/cifar10-slice/ipc2/dm.safetensors")
@@ -150,9 +150,10 @@ def test_released_set_is_recovered_in_shards_and_swept(finished: Path) -> None:
     del study["students"]["full_data"]
     path = finished / "config/test-shards.yaml"
     path.write_text(yaml.safe_dump(study))
-    result = run(finished, study=str(path))
+    results = "results/test-shards"
+    result = run(finished, f"{results}/tables/recorded.md", f"{results}/figures/sweeps.png", study=str(path))
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
-    folder = finished / "results/test-shards"
+    folder = finished / results
     recovered = folder / "recovered/cifar10-slice/ipc2/dc"
     assert len(list((recovered / "diver").glob("shard-*-of-3.safetensors"))) == 3
     # Unsharded, from the set that was distilled here, the images are the same bit for bit.
