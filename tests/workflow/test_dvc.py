@@ -123,6 +123,7 @@ def bucket() -> Iterator[str]:
     server.stop()
 
 
+@pytest.mark.slow
 def test_s3_serves_a_clone_whose_edits_are_not_taken_for_made(changed: Path, bucket: str, tmp_path: Path) -> None:
     """From an S3 remote; of what is edited before the restoring, exactly that is made again."""
     call(changed, "dvc", "remote", "add", "--quiet", "s3", f"s3://{BUCKET}/study")
