@@ -7,6 +7,7 @@ import yaml
 
 from diver.checks import check_study
 from diver.cost import Estimate, Phase, chain_passes, load_rates, network_cost, reckon, seconds, shown
+from diver.cost.counting import prior_cost
 from diver.data.spec import load_dataset_spec
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +51,28 @@ def test_jobs_operations_and_bytes_of_the_papers_study() -> None:
     assert phases["distill"].stored == subsets + whole + larger
     table = shown(reckon(made, ["rtx4090"]))
     assert "ASSUMED rate" in table and "published 2.48 s an image" in table and "left out of data" in table
+
+
+def test_systems_are_counted_by_their_chains() -> None:
+    """One system at a time, so that the phases have nothing else; the shipped prior at 500 latents a class."""
+    base = yaml.safe_load((ROOT / "config/native.yaml").read_text())
+    del base["report"]
+    base["recover"] = {}
+
+    def of(name: str) -> tuple[float, float]:
+        phases = estimate({**base, "distill": {name: base["distill"][name]}}).phases
+        return sum(phases["systems"].macs.values()), sum(phases["distill"].macs.values())
+
+    made = estimate({**base, "distill": {"random": base["distill"]["random"]}})
+    cost = prior_cost(made.study, "cifar10", load_rates(), ROOT)
+    assert cost is not None
+    images, encoding = 10 * (1 + 10), 10 * 500 * cost.encode
+    for name, steps in {"d4m": 25, "vlcp": 25, "mgd3": 50}.items():
+        assert of(name) == (encoding, images * (2 * steps * cost.passes + cost.decode)), name
+    assert of("d3hr")[0] == encoding + 10 * 40 * 31 * 2 * cost.passes
+    assert of("minimax")[0] == encoding + 400 * 8 * 3 * cost.passes
+    left_out = " ".join(estimate(base).phases["systems"].unknown)
+    assert "clustering" in left_out and "captions" in left_out and "search of groups" in left_out
 
 
 def test_what_has_no_rate_is_said() -> None:

@@ -38,7 +38,7 @@ SelectTypeParameters=CR_Core
 SchedulerParameters=sched_interval=1,sched_min_interval=100000,bf_interval=1
 GresTypes=gpu
 MpiDefault=none
-MinJobAge=300
+MinJobAge=3600
 KillWait=2
 ReturnToService=2
 SlurmdParameters=config_overrides

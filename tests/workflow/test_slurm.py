@@ -1,4 +1,4 @@
-"""profiles/slurm as it is, against a real SLURM of this machine with pretended GPUs: distinct devices, killed jobs."""
+"""profiles/slurm as it is: the whole test study in a real SLURM of this machine with pretended GPUs, jobs killed."""
 
 import os
 import re
@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from running import SNAKEMAKE, copy_project, environment
 
 LOOPBACK = Path(__file__).parent / "slurm_loopback.sh"
@@ -22,7 +21,8 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="starting a SLURM takes root"),
     pytest.mark.skipif(Path("/etc/slurm/slurm.conf").exists(), reason="this machine has a SLURM of its own"),
 ]
-STUDY = "config/pretended.yaml"
+STUDY = "config/test.yaml"
+RESULTS = "results/test"
 
 
 def ask(*command: str) -> str:
@@ -60,58 +60,61 @@ def processes(number: str) -> list[int]:
     return found
 
 
-def wait_for(rule: str, count: int, process: subprocess.Popen[bytes], besides: list[str]) -> list[str]:
-    """The jobs of a rule, once so many others than `besides` run."""
-    while process.poll() is None:
-        found = [number for number in running(rule) if number not in besides]
-        if len(found) >= count:
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"{rule}: {count} jobs never ran at a time")
+def devices() -> dict[str, str]:
+    """The device of each running job that has one."""
+    shown = ask("scontrol", "show", "job", "--details", "--oneliner").splitlines()
+    found = [re.search(r"JobId=(\d+) .*JobState=RUNNING .*GRES=gpu:pretended:1\(IDX:(\d)\)", line) for line in shown]
+    return {one[1]: one[2] for one in found if one}
 
 
-def test_profile_runs_a_study_and_killed_jobs_again(cluster: None, tmp_path: Path) -> None:
-    """Two stage-1 methods side by side; one job is cancelled and the other killed, and both are submitted again."""
+def test_profile_runs_the_study_and_killed_jobs_again(cluster: None, tmp_path: Path) -> None:
+    """Up to four steps side by side; one job is cancelled and another killed, and both are submitted again."""
     folder = copy_project(tmp_path)
-    study = yaml.safe_load((folder / "config/test.yaml").read_text())
-    study["name"] = "pretended"
-    del study["distill"]["herding"]
-    study["recover"] = {"vae": study["recover"]["vae"]}
-    study["students"].update(as_published={})
-    study["report"] = {}
-    (folder / STUDY).write_text(yaml.safe_dump(study))
-    command = [SNAKEMAKE, "distill", "--profile", "profiles/slurm", "--configfile", STUDY]
+    command = [SNAKEMAKE, "--profile", "profiles/slurm", "--configfile", STUDY]
     # Only the pace differs from what a user types.
     command += ["--slurm-init-seconds-before-status-checks", "2", "--latency-wait", "5"]
     with (folder / "said").open("wb") as said:
         process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=said, stderr=subprocess.STDOUT)
+    ended: list[str] = []
+    together = 0
+    deadline = time.monotonic() + 1800
     try:
-        first, second = wait_for("distill_set", 2, process, [])[:2]
-        shown = [ask("scontrol", "show", "job", number, "--details", "--oneliner") for number in (first, second)]
-        devices = [re.findall(r"GRES=gpu:pretended:1\(IDX:(\d)\)", line) for line in shown]
-        assert sorted(map(len, devices)) == [1, 1] and devices[0] != devices[1], shown
-        ask("scancel", first)
-        # The other one dies as on a node that fails: all its processes at once.
-        while not (listed := processes(second)):
-            assert second in running("distill_set")
-        for pid in listed:
-            os.kill(pid, signal.SIGKILL)
-        assert process.wait(timeout=240) == 0
+        while process.poll() is None:
+            assert time.monotonic() < deadline, "the study took half an hour"
+            held = devices()
+            assert len(set(held.values())) == len(held), held
+            together = max(together, len(held))
+            if not ended and len(found := running("distill_set")) > 1:
+                ended = found[:2]
+                end_differently(*ended)
+            time.sleep(0.5)
+        assert process.returncode == 0
     except BaseException:
         print((folder / "said").read_text()[-6000:])
         raise
     finally:
         if process.poll() is None:
             process.kill()
+    assert together > 1
     said = (folder / "said").read_text()
     assert len(re.findall(r"Trying to restart job \d+\.", said)) == 2
-    sets = folder / "results/pretended/distilled/cifar10-slice/ipc2"
-    assert sorted(path.name for path in sets.iterdir()) == ["dm.safetensors", "random.safetensors"]
+    made = folder / RESULTS
+    assert {"cross_architecture.md", "table_1.md"} <= {path.name for path in (made / "tables").iterdir()}
+    assert (made / "figures/gallery.png").exists()
     shown = [line for line in ask("scontrol", "show", "job", "--oneliner").splitlines() if "Comment=rule_" in line]
-    asked = {"gpu:1" in line for line in shown if "rule_distill_set_" in line}
-    assert len(shown) == 5 and asked == {True}, shown
-    assert not any("gpu" in line for line in shown if "rule_prepare_data_" in line)
+    for rule, with_gpu in {"recover_set": True, "train_students": True, "prepare_data": False}.items():
+        asked = {"gpu:1" in line for line in shown if f"rule_{rule}_" in line}
+        assert asked == {with_gpu}, (rule, shown)
     # The steps have what SLURM gave them.
-    logs = [path.read_text() for path in (folder / "results/pretended/logs/distill").iterdir()]
-    given = [re.search(r"GPUs of SLURM's job (\d+): (\d)$", text, re.M) for text in logs]
-    assert len(given) == 2 and all(given), logs
+    for phase in ("distill", "recover", "students"):
+        logs = [path.read_text() for path in (made / "logs" / phase).rglob("*.log")]
+        assert logs and all(re.search(r"GPUs of SLURM's job \d+: \d$", text, re.M) for text in logs), (phase, logs)
+
+
+def end_differently(first: str, second: str) -> None:
+    """Cancel a running job, and let another one die as on a node that fails: all its processes at once."""
+    ask("scancel", first)
+    while not (listed := processes(second)):
+        assert second in running("distill_set")
+    for pid in listed:
+        os.kill(pid, signal.SIGKILL)

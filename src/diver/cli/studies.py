@@ -133,12 +133,15 @@ def _lacking(students: "pd.DataFrame", study: "Study") -> str:
 
 def cost(
     study: Annotated[Path, typer.Argument(help="A study's YAML file.")],
-    device: Annotated[list[str] | None, typer.Option(help="Device of src/diver/rates.yaml; repeatable; all.")] = None,
+    device: Annotated[
+        list[str] | None, typer.Option(help="Device of src/diver/cost/rates.yaml; repeatable; all.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Estimate jobs, operations, hours and disk of each phase of a study before anything runs.
 
-    Operations are counted, rates stand in src/diver/rates.yaml with their sources; what is assumed or missing is said.
+    Operations are counted, rates stand in src/diver/cost/rates.yaml with their sources; what is assumed or missing is
+    said.
 
     Example: diver cost config/paper.yaml --device rtx4090
     """

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+
+# Not its parts, which take a second and are imported when used: every call of Snakemake imports this module.
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
 
 from diver.config.study import NONE
 from diver.study import MATCHED
@@ -77,7 +79,7 @@ def t_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
     mean = float(array.mean())
     if array.size == 1:
         return Interval(mean, math.nan, math.nan, 1)
-    half = float(stats.t.ppf((1 + level) / 2, array.size - 1) * array.std(ddof=1) / math.sqrt(array.size))
+    half = float(scipy.stats.t.ppf((1 + level) / 2, array.size - 1) * array.std(ddof=1) / math.sqrt(array.size))
     return Interval(mean, mean - half, mean + half, int(array.size))
 
 
@@ -166,7 +168,7 @@ def paired_p(differences: ArrayLike) -> float:
         return math.nan
     if array.std(ddof=1) <= ROUNDING:
         return 1.0 if abs(array.mean()) <= ROUNDING else 0.0
-    return float(stats.ttest_1samp(array, 0.0).pvalue)
+    return float(scipy.stats.ttest_1samp(array, 0.0).pvalue)
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
@@ -190,20 +192,20 @@ def minimum_detectable(spread: float, n: int, alpha: float = 1 - LEVEL, power: f
 
 @lru_cache
 def _noncentrality(n: int, alpha: float, power: float) -> float:
-    critical = float(stats.t.ppf(1 - alpha / 2, n - 1))
+    critical = float(scipy.stats.t.ppf(1 - alpha / 2, n - 1))
     # scipy's noncentral t distribution is NaN for the large values that few seeds and many comparisons need, so the
     # power is averaged over quantiles of the estimated standard deviation, given which the statistic is normal.
     quantiles = (np.arange(QUANTILES) + 0.5) / QUANTILES
-    bounds = critical * np.sqrt(stats.chi2.ppf(quantiles, n - 1) / (n - 1))
+    bounds = critical * np.sqrt(scipy.stats.chi2.ppf(quantiles, n - 1) / (n - 1))
 
     def lack(noncentrality: float) -> float:
-        found = stats.norm.cdf(noncentrality - bounds) + stats.norm.cdf(-noncentrality - bounds)
+        found = scipy.stats.norm.cdf(noncentrality - bounds) + scipy.stats.norm.cdf(-noncentrality - bounds)
         return float(found.mean()) - power
 
     upper = critical + 1
     while lack(upper) < 0:
         upper *= 2
-    return float(optimize.brentq(lack, 0.0, upper))
+    return float(scipy.optimize.brentq(lack, 0.0, upper))
 
 
 def stage1_pairs(table: pd.DataFrame) -> list[tuple[Cell, Cell]]:

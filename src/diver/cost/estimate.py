@@ -1,42 +1,28 @@
-"""What a study costs before anything runs: jobs, operations, hours and bytes by phase.
+"""The operations, jobs and bytes of each phase of a study, counted from its configuration."""
 
-Operations are counted (multiply-adds of each network at its size, times the passes that a method makes) and divided by
-a device's rate. Rates stand in rates.yaml, each with its source; what is assumed is marked, what has no rate is said
-to have none. A training step counts as three forward passes, and one whose gradient is differentiated again as nine.
-"""
-
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-import torch
-import yaml
-from torch.utils.flop_counter import FlopCounterMode
 
 from diver.config import distill
 from diver.config.protocols import Protocol, by_ipc
 from diver.config.study import NONE, Study
+from diver.cost.counting import TRAIN, TWICE, PriorCost, counts, network_cost, prior_cost
+from diver.cost.systems import preparation_macs, synthesis_passes
 from diver.data.spec import DatasetSpec
 from diver.study import (
     AS_PUBLISHED,
     MATCHED,
     SetCell,
+    artefact_paths,
     full_cells,
-    prepared_path,
-    prior_path,
     set_cells,
     student_cells,
     student_groups,
 )
 
-RATES = Path(__file__).with_name("rates.yaml")
-# Forward passes that a step counts as: with a gradient, and with a gradient of a gradient.
-TRAIN, TWICE = 3, 9
 FLOAT = 4
-UNITS = {"GB": 1e9, "MB": 1e6}
 # Bytes of a student's row in the tables, as CSV.
 ROW = 700
 
@@ -60,77 +46,6 @@ class Phase:
             self.unknown.append(what)
 
 
-def load_rates(path: Path = RATES) -> dict[str, Any]:
-    """Devices and priors of rates.yaml."""
-    content: dict[str, Any] = yaml.safe_load(path.read_text())
-    return content
-
-
-@cache
-def _network(name: str, options: str, classes: int, channels: int, size: int) -> tuple[float, int]:
-    """Multiply-adds of a forward pass for one image, and parameters."""
-    from diver.networks import create
-
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network = create(name, classes, channels, size, **json.loads(options)).eval()
-        network(torch.empty(1, channels, size, size))
-    return counter.get_total_flops() / 2, sum(one.numel() for one in network.parameters())
-
-
-def network_cost(name: str, options: Mapping[str, Any], spec: DatasetSpec) -> tuple[float, int]:
-    """Multiply-adds of a forward pass for one image of a dataset, and parameters."""
-    return _network(name, json.dumps(options, sort_keys=True), len(spec.classes), spec.channels, spec.size)
-
-
-@cache
-def _prior(folder: str) -> tuple[float, float, int]:
-    """Multiply-adds of one pass of a local prior's transformer and of its autoencoder, and its images' size."""
-    from diffusers import AutoencoderKL, DiTTransformer2DModel
-
-    configs = [json.loads((Path(folder) / part / "config.json").read_text()) for part in ("transformer", "vae")]
-    with torch.device("meta"), torch.no_grad():
-        dit = DiTTransformer2DModel.from_config(configs[0]).eval()
-        vae = AutoencoderKL.from_config(configs[1]).eval()
-        side = configs[0]["sample_size"]
-        size = side * 2 ** (len(configs[1]["block_out_channels"]) - 1)
-        latent, number = torch.empty(1, configs[0]["in_channels"], side, side), torch.zeros(1, dtype=torch.long)
-        with FlopCounterMode(display=False) as passes:
-            dit(latent, timestep=number, class_labels=number)
-        with FlopCounterMode(display=False) as around:
-            vae.encode(torch.empty(1, configs[1]["in_channels"], size, size))
-            vae.decode(latent)
-    return passes.get_total_flops() / 2, around.get_total_flops() / 2, size
-
-
-def prior_cost(study: Study, dataset: str, rates: Mapping[str, Any], root: Path) -> tuple[float, float, int] | None:
-    """Multiply-adds of a pass of a dataset's prior and of its autoencoder for one image, and its images' size.
-
-    None for a prior that is neither known nor here.
-    """
-    source = prior_path(study, dataset)
-    known = rates["priors"].get(source)
-    if known:
-        return known["pass"], known["autoencoder"], known["size"]
-    path = root / source
-    return _prior(str(path)) if (path / "transformer/config.json").exists() else None
-
-
-def counts(spec: DatasetSpec, root: Path) -> tuple[int, int] | None:
-    """Training and test images of a dataset: of its prepared file, else its specification's; None if neither says."""
-    path = root / prepared_path(spec.name)
-    if path.exists():
-        from safetensors import safe_open
-
-        with safe_open(path, framework="numpy") as file:
-            train, test = (file.get_slice(f"{split}_labels").get_shape()[0] for split in ("train", "test"))
-        return train, test
-    if spec.pictures:
-        splits = (spec.pictures.train, spec.pictures.test)
-        found = [split.total or (split.most or 0) * len(spec.classes) for split in splits]
-        return (found[0], found[1]) if all(found) else None
-    return None
-
-
 def chain_passes(method: str, settings: Mapping[str, Any], ipc: int) -> int:
     """Passes of the prior's network that a stage-2 method makes for one image."""
     if method == "vae":
@@ -148,9 +63,10 @@ class Estimate:
 
     def __init__(self, study: Study, datasets: Mapping[str, DatasetSpec], rates: Mapping[str, Any], root: Path) -> None:
         self.study, self.datasets, self.rates, self.root = study, datasets, rates, root
-        names = ("data", "teachers", "experts", "distill", "recover", "answers", "students", "report")
+        names = ("data", "teachers", "experts", "systems", "distill", "recover", "answers", "students", "report")
         self.phases = {name: Phase(name) for name in names}
         self.sets = list(set_cells(study))
+        self.prepared = set[Path]()
         self._data()
         self._distill()
         self._recover()
@@ -194,7 +110,10 @@ class Estimate:
             name = settings.get("experts") or ""
             if name and "/" not in name:
                 experts.add((cell.dataset, name))
-            phase.add(self._stage1(cell, entry.method, settings, phase))
+            if entry.is_native():
+                self._system(cell, entry.method, settings, phase)
+            else:
+                phase.add(self._stage1(cell, entry.method, settings, phase))
         for dataset, name in sorted(experts):
             self._experts(dataset, name)
         wanted = {d for d in self.study.datasets if self._wants_teacher(d)}
@@ -263,8 +182,37 @@ class Estimate:
         phase.leave_out(f"operations of {method}: not counted")
         return 0.0
 
+    def _cost_of_prior(self, dataset: str, phase: Phase) -> PriorCost | None:
+        cost = prior_cost(self.study, dataset, self.rates, self.root)
+        if cost is None:
+            phase.leave_out(f"prior {self.study.prior.source}: its operations are not known and it is not here")
+        return cost
+
+    def _precision(self) -> str:
+        return "bf16" if self.study.prior.precision != "fp32" else "fp32"
+
+    def _system(self, cell: SetCell, method: str, settings: dict[str, Any], phase: Phase) -> None:
+        """Count a diffusion-native system's images, and in its own phase what they are made from."""
+        cost = self._cost_of_prior(cell.dataset, phase)
+        if cost is None:
+            return
+        preparing, spec, precision = self.phases["systems"], self.datasets[cell.dataset], self._precision()
+        per_class = self._images(cell.dataset, preparing)[0] // len(spec.classes)
+        encoded = min(per_class, self.study.preparations.latents.per_class or per_class)
+        for name, path in artefact_paths(self.study, cell).items():
+            if path in self.prepared:
+                continue
+            self.prepared.add(path)
+            preparing.jobs += 1
+            macs, left_out = preparation_macs(name, settings, len(spec.classes), encoded, cost)
+            preparing.add(macs, precision)
+            if left_out:
+                preparing.leave_out(left_out)
+        each = synthesis_passes(method, settings) * cost.passes + cost.decode
+        phase.add(cell.ipc * len(spec.classes) * each, precision)
+
     def _recover(self) -> None:
-        phase, precision = self.phases["recover"], self.study.prior.precision
+        phase = self.phases["recover"]
         for cell in (cell for cell in self.sets if cell.stage2 != NONE):
             entry, spec = self.study.recover[cell.stage2], self.datasets[cell.dataset]
             settings = entry.full(cell.stage1)
@@ -272,15 +220,13 @@ class Estimate:
             phase.jobs += shards + (shards > 1)
             made = cell.ipc * len(spec.classes)
             phase.images += made
-            cost = prior_cost(self.study, cell.dataset, self.rates, self.root)
+            cost = self._cost_of_prior(cell.dataset, phase)
             if cost is None:
-                phase.leave_out(f"prior {self.study.prior.source}: its operations are not known and it is not here")
                 continue
-            passes, around, size = cost
-            pieces = made * settings["tiles"] ** 2
             count = chain_passes(entry.method, settings, cell.ipc)
-            phase.add(pieces * (count * passes + around), "bf16" if precision != "fp32" else "fp32")
-            out = settings["output_size"] or size
+            each = count * cost.passes + cost.encode + cost.decode
+            phase.add(made * settings["tiles"] ** 2 * each, self._precision())
+            out = settings["output_size"] or cost.size
             phase.stored += made * spec.channels * out**2 * FLOAT * (2 if shards > 1 else 1)
 
     def _student(self, protocol: Protocol, images: int, ipc: int, tests: int, macs: float, classes: int) -> float:
@@ -334,103 +280,3 @@ class Estimate:
                 ipc = max(1, train // len(spec.classes))
                 own = self._student(full.protocol, train, ipc, tests, macs, len(spec.classes))
                 phase.add(len(full.seeds or students.seeds) * own, full.protocol.precision)
-
-
-RATE_KEYS = ("label", "assumed", "source", "reached", "flop_per_second", "utilisation", "parallel")
-# Phases whose rate is another's.
-RATE_OF = {"experts": "distill", "answers": "recover"}
-
-
-def seconds(phase: Phase, device: Mapping[str, Any]) -> float | None:
-    """Seconds of a phase on a device, one job after another; None where there is nothing to reckon with."""
-    if not phase.macs:
-        return None
-    name = RATE_OF.get(phase.name, phase.name)
-    if "reached" in device:
-        return 2 * sum(phase.macs.values()) / device["reached"][name]
-    share = device["utilisation"][name]
-    return sum(2 * macs / (device["flop_per_second"][kind] * share) for kind, macs in phase.macs.items())
-
-
-def published_seconds(estimate: Estimate, device: Mapping[str, Any]) -> float | None:
-    """Seconds of the recovery by a published rate of a whole chain; None if there is none for the prior."""
-    known = device.get("published", {}).get("seconds_per_image")
-    if known is None or known["prior"] != estimate.study.prior.source:
-        return None
-    cost = estimate.rates["priors"][known["prior"]]
-    each = 2 * known["steps"] * cost["pass"] + cost["autoencoder"]
-    return known["seconds"] * sum(estimate.phases["recover"].macs.values()) / each
-
-
-def reckon(estimate: Estimate, names: Iterable[str]) -> dict[str, Any]:
-    """The estimate as plain data: phases with jobs, operations, bytes, and hours on each device."""
-    devices = {name: estimate.rates["devices"][name] for name in names}
-    rows = []
-    for phase in estimate.phases.values():
-        hours = {}
-        for name, device in devices.items():
-            found = seconds(phase, device)
-            hours[name] = None if found is None else found / 3600 / device["parallel"]
-        rows.append(
-            {
-                "phase": phase.name,
-                "jobs": phase.jobs,
-                "images": phase.images,
-                "macs": sum(phase.macs.values()),
-                "bytes": phase.stored,
-                "hours": hours,
-                "left_out": phase.unknown,
-            }
-        )
-    told = {}
-    for name, device in devices.items():
-        told[name] = {key: device[key] for key in RATE_KEYS if key in device}
-        published = published_seconds(estimate, device)
-        if published is not None:
-            told[name]["recover_by_published_rate_hours"] = published / 3600
-            told[name]["published"] = device["published"]
-    return {"study": estimate.study.name, "phases": rows, "devices": told}
-
-
-def _size(count: float) -> str:
-    unit = next((unit for unit in ("GB", "MB") if count >= UNITS[unit]), "MB")
-    return f"{count / UNITS[unit]:,.1f} {unit}" if count else ""
-
-
-def _hours(value: float | None) -> str:
-    return "" if value is None else f"{value:,.2f}" if value < 10 else f"{value:,.0f}"
-
-
-def shown(found: Mapping[str, Any]) -> str:
-    """An estimate as a table with what it rests on."""
-    devices = found["devices"]
-    head = ["phase", "jobs", "images", "TMAC", "disk", *(f"hours, {name}" for name in devices)]
-    lines = [head]
-    for row in found["phases"]:
-        hours = [_hours(row["hours"][name]) for name in devices]
-        numbers = [
-            f"{row['jobs']:,}",
-            f"{row['images'] or '':,}" if row["images"] else "",
-            f"{row['macs'] / 1e12:,.0f}",
-        ]
-        lines.append([row["phase"], *numbers, _size(row["bytes"]), *hours])
-    totals = [sum(row["hours"][name] or 0 for row in found["phases"]) for name in devices]
-    jobs, macs, stored = (sum(row[key] for row in found["phases"]) for key in ("jobs", "macs", "bytes"))
-    lines.append(["total", f"{jobs:,}", "", f"{macs / 1e12:,.0f}", _size(stored), *map(_hours, totals)])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    cells = [
-        [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))] for line in lines
-    ]
-    text = ["  ".join(words).rstrip() for words in cells]
-    for name, device in devices.items():
-        kind = "ASSUMED rate" if device["assumed"] else "rate"
-        asked = "reached" if "reached" in device else "utilisation"
-        shares = ", ".join(f"{phase} {share:.3g}" for phase, share in device[asked].items())
-        text.append(f"{name} ({device['label']}): {kind}: {device['source']}; {asked}: {shares}")
-        if "published" in device:
-            whole, source = _hours(device["recover_by_published_rate_hours"]), device["published"]["source"]
-            seconds_each = device["published"]["seconds_per_image"]["seconds"]
-            text.append(f"{name}: recover takes {whole} hours at the published {seconds_each} s an image ({source})")
-    for row in found["phases"]:
-        text += [f"left out of {row['phase']}: {what}" for what in row["left_out"]]
-    return "\n".join(text)
