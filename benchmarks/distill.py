@@ -224,7 +224,7 @@ def matrix_rate() -> float:
 
 OURS: dict[str, dict[str, dict[str, Any]]] = {
     "dm": {"ours": {}, "ours, real images in bf16": {"precision": "bf16"}},
-    "dc": {"ours": {}},
+    "dc": {"ours": {}, "ours, real images in bf16": {"precision": "bf16"}},
     "mtt": {"ours": {}, "ours, truncated gradient": {"gradient": "truncated"}},
 }
 

@@ -77,6 +77,9 @@ class DCConfig(LearnedImages, Networks):
         description="Distance of gradients: 1 - cosine, summed over the output channels of all weights; or of all "
         "parameters as one vector the squared distance (mse) or 1 - cosine (cos).",
     )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Arithmetic of the real images' passes, which take nearly all of the time at IPC 1."
+    )
 
     def loops(self, ipc: int) -> tuple[int, int]:
         """(outer, inner) for an IPC: as set, else the paper's of the largest IPC that is not above."""

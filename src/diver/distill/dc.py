@@ -90,11 +90,20 @@ def _at_once(images: Tensor) -> int:
     return max(1, PIXELS // (images.shape[-1] * images.shape[-2]))
 
 
-def mean_gradients(network: ConvNet, weights: Sequence[Tensor], images: Tensor, labels: Tensor) -> list[Tensor]:
-    """Gradients of the mean cross entropy of images [N, C, H, W] with respect to parameters of the network."""
+def mean_gradients(
+    network: ConvNet, weights: Sequence[Tensor], images: Tensor, labels: Tensor, precision: str = "fp32"
+) -> list[Tensor]:
+    """Gradients of the mean cross entropy of images [N, C, H, W] with respect to parameters of the network.
+
+    Passes in float32 or, with precision bf16, with products in bfloat16; the gradients are float32 either way.
+    """
     total: list[Tensor] = []
+    half = torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16")
     for x, y in zip(images.split(_at_once(images)), labels.split(_at_once(images)), strict=True):
-        found = torch.autograd.grad(F.cross_entropy(network(x), y, reduction="sum") / len(images), weights)
+        with half:
+            logits = network(x)
+        loss = F.cross_entropy(logits.to(images), y, reduction="sum") / len(images)
+        found = torch.autograd.grad(loss, weights)
         total = [a.add_(b) for a, b in zip(total, found, strict=True)] if total else list(found)
     return total
 
@@ -121,10 +130,12 @@ def matching(
     images: Tensor,
     distance: str,
     generator: torch.Generator,
+    precision: str = "fp32",
 ) -> tuple[Tensor, Tensor]:
     """L, a scalar, and its gradient with respect to the synthetic images [classes, ipc, C, H, W].
 
     real: images [N_c, C, H, W] of each class; they are asked for one class after the other.
+    precision: of the passes of the real images, as in `mean_gradients`.
     """
     weights, batches = matched_weights(network, distance), iter(real)
     drawn = [augment.draw(1, generator) for _ in images]
@@ -136,7 +147,8 @@ def matching(
         targets, shown = [], []
         for label, mine, own in zip(labels, drawn[first : first + together], synthetic, strict=True):
             batch = augment.apply(next(batches), mine)
-            targets.append(mean_gradients(network, list(weights.values()), batch, label.expand(len(batch))))
+            wanted = label.expand(len(batch))
+            targets.append(mean_gradients(network, list(weights.values()), batch, wanted, precision))
             shown.append(augment.apply(own, mine))
         found = class_gradients(network, weights, torch.stack(shown), labels)
         part = gradient_distance(found, [torch.stack(of_class) for of_class in zip(*targets, strict=True)], distance)
@@ -182,7 +194,7 @@ def _distill(
         chosen = [own[torch.randperm(len(own), generator=generator)[: config.batch_real]] for own in members]
         real = (data.standardised(train[part.to(device)]) for part in chosen)
         by_class = images.unflatten(0, (classes, ipc))
-        loss, gradient = matching(network, augment, real, by_class, config.distance, generator)
+        loss, gradient = matching(network, augment, real, by_class, config.distance, generator, config.precision)
         momentum_step(images, gradient.flatten(0, 1), velocity, config.learning_rate, config.momentum)
         return loss.item()
 
