@@ -140,7 +140,7 @@ def test_parts_and_groups_do_not_change_the_result(pixels: int, monkeypatch: pyt
 
 
 def test_bf16_is_of_the_real_images_and_close() -> None:
-    """Gradients are float32 and near: at published sizes within 4 %, where batches of 128 images differ by 13 to 79 %."""
+    """Gradients are float32 and near: at published sizes within 4 %, where batches of 128 images differ by 13 to 79."""
     real, images = batches((64, 64, 64))
     network, images = trained(torch.float32), images.detach().float()
     weights = list(matched_weights(network, "channels").values())
