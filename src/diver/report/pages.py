@@ -17,11 +17,16 @@ class Section:
     code: str = ""
 
 
+def document(title: str, body: str, style: str = "") -> str:
+    """An HTML document with a heading, a body that is HTML already, and rules of CSS beside those of all documents."""
+    return _DOCUMENT.format(title=html.escape(title), body=body, style=style)
+
+
 def page(title: str, sections: Sequence[Section]) -> str:
     """The document; links at its top lead to its sections, of which it must have one or more."""
     links = " · ".join(f'<a href="#s{i}">{html.escape(one.title)}</a>' for i, one in enumerate(sections))
     body = "\n".join(_section(one, i) for i, one in enumerate(sections))
-    return _PAGE.format(title=html.escape(title), links=links if len(sections) > 1 else "", body=body)
+    return document(title, f"<p>{links}</p>\n{body}" if len(sections) > 1 else body, _STYLE)
 
 
 def _section(section: Section, number: int) -> str:
@@ -42,7 +47,13 @@ def _section(section: Section, number: int) -> str:
     return "\n".join(parts)
 
 
-_PAGE = """<!DOCTYPE html>
+_STYLE = """h2 { font-size: 1.05rem; margin-top: 2rem; }
+p { max-width: 60rem; }
+th, td { text-align: left; vertical-align: top; overflow-wrap: anywhere; }
+th, td:not(:first-child):not(:last-child) { overflow-wrap: normal; }
+pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: .85rem; }"""
+
+_DOCUMENT = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -50,22 +61,18 @@ _PAGE = """<!DOCTYPE html>
 <title>{title}</title>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 1.5rem; }}
-h1 {{ font-size: 1.3rem; }}
-h2 {{ font-size: 1.05rem; margin-top: 2rem; }}
-p {{ max-width: 60rem; }}
+h1 {{ font-size: 1.25rem; }}
 .wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .3rem .7rem; text-align: left; vertical-align: top; overflow-wrap: anywhere; }}
-th, td:not(:first-child):not(:last-child) {{ overflow-wrap: normal; }}
+th, td {{ padding: .3rem .7rem; }}
 thead th {{ border-bottom: 2px solid #222; }}
 tbody tr:last-child > * {{ border-bottom: 2px solid #222; }}
 tbody tr:hover > * {{ background: #f0f4f8; }}
-pre {{ background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: .85rem; }}
+{style}
 </style>
 </head>
 <body>
 <h1>{title}</h1>
-<p>{links}</p>
 {body}
 </body>
 </html>

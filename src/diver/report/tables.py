@@ -12,6 +12,7 @@ import pandas as pd
 
 from diver.config.study import NONE
 from diver.report.labels import Labels, ordered
+from diver.report.pages import document
 from diver.report.statistics import (
     BEST,
     LAST,
@@ -366,7 +367,9 @@ def to_html(table: Table) -> str:
         rest = "".join(f"<td>{text}</td>" for text in texts[table.keys :])
         body.append(f"<tr{' class=block' if begins else ''}>{named}{rest}</tr>")
     legend = "".join(f"<li>{html.escape(text)}</li>" for text in table.legend)
-    return _HTML.format(title=html.escape(table.title), columns=columns, body="\n".join(body), legend=legend)
+    parts = [f"<thead><tr>{columns}</tr></thead>", "<tbody>", *body, "</tbody>"]
+    wide = "\n".join(['<div class="wide">', "<table>", *parts, "</table>", "</div>", f"<ul>{legend}</ul>"])
+    return document(table.title, wide, _STYLE)
 
 
 WRITERS: dict[str, Callable[[Table], str]] = {".csv": to_csv, ".tex": to_tex, ".html": to_html, ".md": to_markdown}
@@ -403,38 +406,9 @@ def _markdown(text: str) -> str:
     return escaped
 
 
-_HTML = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 1.5rem; }}
-h1 {{ font-size: 1.2rem; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .3rem .7rem; text-align: right; white-space: nowrap; }}
-thead th {{ border-bottom: 2px solid #222; vertical-align: bottom; }}
-tbody tr:last-child > * {{ border-bottom: 2px solid #222; }}
-tbody tr:hover > * {{ background: #f0f4f8; }}
-tr.block > * {{ border-top: 1px solid #bbb; }}
-tbody th {{ font-weight: normal; }}
-tbody th, th.key {{ text-align: left; }}
-ul {{ color: #444; font-size: .9rem; padding-left: 1.2rem; max-width: 60rem; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<div class="wide">
-<table>
-<thead><tr>{columns}</tr></thead>
-<tbody>
-{body}
-</tbody>
-</table>
-</div>
-<ul>{legend}</ul>
-</body>
-</html>
-"""
+_STYLE = """th, td { text-align: right; white-space: nowrap; }
+thead th { vertical-align: bottom; }
+tr.block > * { border-top: 1px solid #bbb; }
+tbody th { font-weight: normal; }
+tbody th, th.key { text-align: left; }
+ul { color: #444; font-size: .9rem; padding-left: 1.2rem; max-width: 60rem; }"""
