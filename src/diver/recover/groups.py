@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 # Draws of one chunk: what a core's cache holds, and what keeps a GPU busy. A chunk has a seed of its own.
-_CPU_DRAWS, _GPU_DRAWS = 2**18, 2**25
+CPU_DRAWS, GPU_DRAWS = 2**18, 2**25
 
 Skewness = Literal["true", "released"]
 
@@ -95,7 +95,7 @@ def choose_group(
     the same chunks first.
     """
     sigma = std.float().flatten()
-    chunk = max(1, (_CPU_DRAWS if sigma.device.type == "cpu" else _GPU_DRAWS) // (ipc * len(sigma)))
+    chunk = max(1, (CPU_DRAWS if sigma.device.type == "cpu" else GPU_DRAWS) // (ipc * len(sigma)))
     generator = torch.Generator(sigma.device)
     draws = torch.empty(chunk, ipc, len(sigma), device=sigma.device)
 
