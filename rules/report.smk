@@ -406,6 +406,7 @@ rule tables_and_figures:
         rules.compare_published.output if STUDY.report.published else [],
         rules.draw_sweeps.output if STUDY.sweeps() else [],
         [rules.compare_systems.output, rules.draw_systems.output] if NATIVE else [],
+        rules.draw_normality.output if INVERTED else [],
         rules.make_paper_tables.output if STUDY.report.tables else [],
 
 

@@ -10,7 +10,7 @@ output = snakemake.output
 with step_log(snakemake.log[0], snakemake.threads, "run times"):
     table = run_times(snakemake.params.folder)
     table.to_csv(output.csv, index=False)
-    shown = table.set_axis(["jobs of", "jobs", "seconds", "longest", "CPU seconds", "memory, MB (largest)"], axis=1)
+    shown = table.set_axis(["jobs of", "jobs", "seconds", "longest", "memory, MB (largest)"], axis=1)
     total = table["seconds"].sum()
     text = (
         f"All jobs took {total / 60:.1f} minutes of wall-clock time one after the other. Each job's last run counts; "

@@ -16,7 +16,7 @@ from diver.study import set_cells, student_cells, student_groups
 
 FILE_COLUMNS = ["file", "rule", "code", "bytes", "sha256"]
 CHAIN_COLUMNS = ["file", "step", "method", "seed", "code", "parameters"]
-TIME_COLUMNS = ["rule", "jobs", "seconds", "longest", "cpu_seconds", "memory_mb"]
+TIME_COLUMNS = ["rule", "jobs", "seconds", "longest", "memory_mb"]
 
 
 def facts(study: Study, datasets: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -127,13 +127,12 @@ def run_times(folder: str | Path) -> pd.DataFrame:
         kind = path.relative_to(root).parts[0].removesuffix(".tsv")
         table = pd.read_csv(path, sep="\t", na_values=["NA", "-"])
         for row in table.to_dict("records"):
-            records.append([kind, row["s"], row.get("cpu_time"), row.get("max_rss")])
-    frame = pd.DataFrame(records, columns=["rule", "s", "cpu", "rss"])
+            records.append([kind, row["s"], row.get("max_rss")])
+    frame = pd.DataFrame(records, columns=["rule", "s", "rss"])
     grouped = frame.groupby("rule").agg(
         jobs=("s", "size"),
         seconds=("s", "sum"),
         longest=("s", "max"),
-        cpu_seconds=("cpu", "sum"),
         memory_mb=("rss", "max"),
     )
     found = grouped.sort_values("seconds", ascending=False).reset_index().round(1)

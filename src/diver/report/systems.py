@@ -31,35 +31,27 @@ NO_DATASET, NO_IPC = "no published number at this dataset", "no published number
 
 
 @dataclass(frozen=True)
-class Time:
-    """What jobs took: seconds on the clock and of processor time; NaN where it was not recorded."""
-
-    seconds: float
-    cpu: float
-
-    def over(self, count: int) -> "Time":
-        return Time(self.seconds / count, self.cpu / count)
-
-
-@dataclass(frozen=True)
 class Cost:
-    """What a set cost: making it of what was prepared, its own preparation, and the one that systems share."""
+    """Seconds that a set cost: making it of what was prepared, its own preparation, and the one that systems share.
 
-    making: Time
-    own: Time
-    shared: Time
+    On the clock, for Snakemake takes a job's processor time now and then and misses most of a short one's. NaN where it
+    was not recorded.
+    """
+
+    making: float
+    own: float
+    shared: float
 
 
-def time_of(paths: Sequence[str | Path]) -> Time:
-    """Sum over the benchmarks of rules, the mean of repetitions of each; NaN if one of them is not there."""
-    seconds = cpu = 0.0
+def time_of(paths: Sequence[str | Path]) -> float:
+    """Seconds: the sum over the benchmarks of rules, the mean of repetitions of each; NaN if one is not there."""
+    seconds = 0.0
     for path in paths:
         try:
-            found = pd.read_csv(path, sep="\t", na_values=["NA", "-"])
-            seconds, cpu = seconds + float(found["s"].mean()), cpu + float(found["cpu_time"].mean())
+            seconds += float(pd.read_csv(path, sep="\t", na_values=["NA", "-"])["s"].mean())
         except (OSError, ValueError, KeyError):
-            return Time(math.nan, math.nan)
-    return Time(seconds, cpu)
+            return math.nan
+    return seconds
 
 
 def systems(
@@ -130,19 +122,18 @@ def _difference(differences: pd.DataFrame, cell: Cell, role: str, numbers: dict[
 
 
 def _cost(cost: Cost | None, cell: Cell, classes: int, numbers: dict[str, Any]) -> dict[str, str]:
-    """Seconds per image of making a set, and per class of preparing it; on the clock and, in brackets, processor's."""
+    """Seconds per image of making a set, and per class of preparing it."""
     if cost is None:
         return {}
     parts = {
-        "s per image": ("seconds_per_image", cost.making.over(classes * cell.ipc)),
-        "preparation, s per class": ("preparation_per_class", cost.own.over(classes)),
-        "shared preparation, s per class": ("shared_per_class", cost.shared.over(classes)),
+        "s per image": ("seconds_per_image", cost.making / (classes * cell.ipc)),
+        "preparation, s per class": ("preparation_per_class", cost.own / classes),
+        "shared preparation, s per class": ("shared_per_class", cost.shared / classes),
     }
     texts = {}
-    for column, (name, time) in parts.items():
-        numbers[name], numbers[f"{name}_cpu"] = time.seconds, time.cpu
-        known = not math.isnan(time.seconds)
-        texts[column] = f"{time.seconds:.2f} ({time.cpu:.2f})" if known and time.seconds else "" if known else MISSING
+    for column, (name, seconds) in parts.items():
+        numbers[name] = seconds
+        texts[column] = MISSING if math.isnan(seconds) else f"{seconds:.2f}" if seconds else ""
     return texts
 
 
@@ -181,8 +172,8 @@ def _legend(table: pd.DataFrame, labels: Labels, control: str | None, difference
         *protocol_lines(table),
         "Δ: paired by seed and architecture, in percentage points: sets of stage 2 with the set they are made of"
         f"{against}.",
-        "s per image: seconds of the job that makes the set, start of the process and reading of the prior included, "
-        "over its images, on the clock and (in brackets) of processor time; of stage 2 in addition to the set.",
+        "s per image: seconds on the clock of the job that makes the set, start of the process and reading of the "
+        "prior included, over its images; of stage 2 in addition to the set.",
         "Preparation: seconds of the system's own preparing jobs, over the classes; shared: of those that all systems "
         "of the study use, such as the latents of the training images, which are made once.",
         "Published: other protocols and priors than the ones here, for orientation.",
