@@ -84,7 +84,7 @@ def test_profile_runs_the_study_and_killed_jobs_again(cluster: None, tmp_path: P
             held = devices()
             assert len(set(held.values())) == len(held), held
             together = max(together, len(held))
-            if not ended and len(found := running("distill_set")) > 1:
+            if not ended and len(found := running("train_students")) > 1:
                 ended = found[:2]
                 end_differently(*ended)
             time.sleep(0.5)
@@ -115,6 +115,6 @@ def end_differently(first: str, second: str) -> None:
     """Cancel a running job, and let another one die as on a node that fails: all its processes at once."""
     ask("scancel", first)
     while not (listed := processes(second)):
-        assert second in running("distill_set")
+        assert second in running("train_students")
     for pid in listed:
         os.kill(pid, signal.SIGKILL)
