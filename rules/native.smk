@@ -81,9 +81,7 @@ if NATIVE:
 
         rule draw_normality:
             input:
-                statistics=[
-                    f"{RESULTS}/native/{dataset}/{stage1}/statistics.safetensors" for dataset, stage1 in INVERTED
-                ],
+                statistics=[str(path) for _, path in INVERTED],
             output:
                 png=report(
                     f"{RESULTS}/figures/normality.png",
@@ -98,7 +96,7 @@ if NATIVE:
             conda:
                 "../envs/report.yaml"
             params:
-                labels=inverted_labels(),
+                labels=[title for title, _ in INVERTED],
                 code=code("draw_normality"),
             message:
                 "native: normality of the inverted classes by timestep"
@@ -275,7 +273,7 @@ if NATIVE:
 
     rule draw_systems:
         input:
-            sets=[cells.set_path(STUDY, cell) for cell in pictured()],
+            sets=[str(path) for _, path in PICTURED],
         output:
             png=report(
                 f"{RESULTS}/figures/systems.png",
@@ -291,7 +289,7 @@ if NATIVE:
         conda:
             "../envs/report.yaml"
         params:
-            labels=pictured_labels(),
+            labels=[title for title, _ in PICTURED],
             code=code("draw_gallery"),
         message:
             "report: pictures of all systems' sets"

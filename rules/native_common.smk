@@ -5,14 +5,9 @@ from diver.config.native.edits import CLUSTERED_BY
 from diver.config.native.minimax import MinimaxConfig
 
 NATIVE = cells.native_entries(STUDY)
-INVERTED = list(
-    dict.fromkeys(
-        (dataset, stage1)
-        for stage1 in NATIVE
-        if STUDY.distill[stage1].method == "d3hr"
-        for dataset, _ in STUDY.places(STUDY.distill[stage1])
-    )
-)
+# Rows of figures: title and file.
+INVERTED = choices.normality_rows(STUDY, DISPLAYED)
+PICTURED = choices.systems_rows(STUDY)
 
 
 def native_cell(wildcards):
@@ -47,13 +42,6 @@ def tuning_settings(wildcards):
     return MinimaxConfig(**native_settings()(wildcards)).tuning()
 
 
-def inverted_labels():
-    """Labels of the entries whose classes are inverted, with their dataset where there are several."""
-    names, several = display_names(), len(STUDY.datasets) > 1
-    labels = [(names["dataset"][dataset], names["stage1"][stage1]) for dataset, stage1 in INVERTED]
-    return [f"{dataset}: {label}" if several else label for dataset, label in labels]
-
-
 def native_method(wildcards):
     return STUDY.distill[wildcards.stage1].method
 
@@ -73,19 +61,3 @@ def set_benchmarks():
     return [
         (asdict(cell), {part: list(map(str, paths)) for part, paths in parts.items()}) for cell, parts in found.items()
     ]
-
-
-def pictured():
-    """Sets that are pictured together: all of the dataset that the gallery is of, or of the first that has a system, at
-    its largest IPC, under the gallery's treatments."""
-    treatments = [name for name in STUDY.report.gallery if name != NONE]
-    native = list(dict.fromkeys(cell.dataset for cell in SETS if cell.stage1 in NATIVE))
-    dataset = SHOWN.dataset if SHOWN.dataset in native else native[0]
-    ipc = max(STUDY.ipcs(dataset))
-    return [cell for cell in SETS if (cell.dataset, cell.ipc) == (dataset, ipc) and cell.stage2 in (NONE, *treatments)]
-
-
-def pictured_labels():
-    stage2 = display_names()["stage2"]
-    names = [(STUDY.distill[cell.stage1].label, cell.stage2) for cell in pictured()]
-    return [label if name == NONE else f"{label} + {stage2[name]}" for label, name in names]

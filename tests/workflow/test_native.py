@@ -14,7 +14,7 @@ from diver.study import SetCell, artefact_paths, benchmark_path
 pytestmark = pytest.mark.slow
 STUDY = "config/test-native.yaml"
 RESULTS = Path("results/test-native")
-TARGETS = (f"{RESULTS}/tables/systems.md", f"{RESULTS}/figures/systems.png")
+TARGETS = (f"{RESULTS}/tables/systems.md", f"{RESULTS}/figures/systems.png", f"{RESULTS}/figures/normality.png")
 
 
 @pytest.fixture(scope="module")

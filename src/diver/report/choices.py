@@ -5,10 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from diver.config.native import PREPARATIONS
+from diver.config.native.d3hr import STATISTICS
 from diver.config.networks import RECORDED
 from diver.config.study import NONE, Study
 from diver.study import (
     SetCell,
+    artefact_path,
     benchmark_path,
     native_entries,
     results_path,
@@ -44,6 +46,36 @@ def vae_rows(study: Study) -> list[tuple[str, Path]]:
                 (f"{title}, {study.recover[cell.stage2].label}", _set(study, cell, cell.stage2)),
             ]
     return rows
+
+
+def systems_rows(study: Study) -> list[tuple[str, Path]]:
+    """Title and file of each row of the gallery of diffusion-native systems: all sets of a dataset at its largest IPC,
+    under the gallery's treatments; of the dataset that galleries are of, or else of the first that has a system."""
+    natives = native_entries(study)
+    datasets = list(dict.fromkeys(cell.dataset for cell in set_cells(study) if cell.stage1 in natives))
+    if not datasets:
+        return []
+    shown = shown_cell(study).dataset
+    dataset = shown if shown in datasets else datasets[0]
+    place, rows = (dataset, max(study.ipcs(dataset))), []
+    for cell in set_cells(study):
+        if (cell.dataset, cell.ipc) == place and cell.stage2 in (NONE, *study.report.gallery):
+            title = _title(study, cell.stage1)
+            own = title if cell.stage2 == NONE else f"{title} + {study.recover[cell.stage2].label}"
+            rows.append((own, set_path(study, cell)))
+    return rows
+
+
+def normality_rows(study: Study, datasets: Mapping[str, str]) -> list[tuple[str, Path]]:
+    """Title and file of the statistics of each entry whose classes are inverted (D3HR). `datasets`: displayed names."""
+    rows: dict[Path, str] = {}
+    for name in native_entries(study):
+        entry = study.distill[name]
+        for artefact in PREPARATIONS[entry.method]:
+            for dataset, ipc in study.places(entry) if artefact.name == STATISTICS.name else ():
+                title = f"{datasets[dataset]}: {entry.label}" if len(study.datasets) > 1 else entry.label
+                rows[artefact_path(study, artefact, SetCell(dataset, ipc, name))] = title
+    return [(title, path) for path, title in rows.items()]
 
 
 def trace_path(study: Study) -> Path:

@@ -14,6 +14,7 @@ from diver.config.study import Study
 from diver.data.spec import DatasetSpec
 from diver.report import choices, figures, tables
 from diver.report.labels import Labels, names_of
+from diver.report.normality import Normality, draw_normality
 from diver.report.paper import paper_table, plans
 from diver.report.published import read_published
 from diver.report.recorded import compare_recorded, recorded_accuracies
@@ -128,9 +129,16 @@ def _products(one: _Report, datasets: Mapping[str, DatasetSpec]) -> Iterator[tup
         yield table("systems", partial(_systems, one, {name: len(spec.classes) for name, spec in datasets.items()}))
     yield table("quality", lambda: tables.quality(one.quality(), labels))
     yield figure("quality", lambda path: figures.quality(one.quality(), labels, path))
-    for stem, rows in (("gallery", choices.gallery_rows(study)), ("vae_gallery", choices.vae_rows(study))):
+    galleries = {
+        "gallery": choices.gallery_rows(study),
+        "vae_gallery": choices.vae_rows(study),
+        "systems": choices.systems_rows(study),
+    }
+    for stem, rows in galleries.items():
         if rows:
             yield figure(stem, partial(_gallery, one, rows))
+    if inverted := choices.normality_rows(study, labels.dataset):
+        yield figure("normality", partial(_normality, one, inverted))
     if report.phases_of:
         yield figure("phases", partial(_phases, one))
 
@@ -162,6 +170,11 @@ def _gallery(one: _Report, rows: Sequence[tuple[str, Path]], path: Path) -> None
     from diver.report.pictures import draw_sets
 
     draw_sets([title for title, _ in rows], files, path)
+
+
+def _normality(one: _Report, rows: Sequence[tuple[str, Path]], path: Path) -> None:
+    _want([one.at(file) for _, file in rows])
+    draw_normality({title: Normality.read(one.at(file)) for title, file in rows}, path)
 
 
 def _phases(one: _Report, path: Path) -> None:
