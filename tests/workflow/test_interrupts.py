@@ -60,8 +60,19 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
     with (folder / "said").open("wb") as said:
         command = [SNAKEMAKE, *TARGETS, *arguments, "--configfile", STUDY, "--cores", "2"]
         return subprocess.Popen(
-            command, cwd=folder, env=environment(), stdout=said, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=folder,
+            env=environment(),
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=heed_interrupts,
         )
+
+
+def heed_interrupts() -> None:
+    """What a shell starts in the background ignores SIGINT, and so does all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(folder: Path, *arguments: str) -> None:
@@ -122,7 +133,9 @@ def strike(
         os.killpg(process.pid, sent)
     else:
         process.send_signal(sent)
-    process.wait(timeout=600)
+    if process.wait(timeout=600) == 0:
+        # It had done its last job.
+        return False
     # No job goes on by itself, in the way of the next run: one that was still importing ends where it would begin.
     deadline = time.monotonic() + 120
     while (left := list(of_session(process.pid))) and time.monotonic() < deadline:
@@ -170,6 +183,7 @@ def test_interrupted_study_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
         sent, to_all = KINDS[done % len(KINDS)]
         if interrupt(folder, chance, sent, to_all):
             done += 1
+            print(f"{done}: {sent.name}{' to all' if to_all else ''}", flush=True)
         else:
             assert outcome(folder) == expected
             ends += 1
