@@ -9,7 +9,7 @@ from diver.config import distill
 from diver.config.protocols import Protocol, by_ipc
 from diver.config.study import NONE, Study
 from diver.cost.counting import TRAIN, TWICE, PriorCost, counts, network_cost, prior_cost
-from diver.cost.systems import preparation_macs, synthesis_passes
+from diver.cost.systems import guided, preparation_macs, synthesis_passes
 from diver.data.spec import DatasetSpec
 from diver.study import (
     AS_PUBLISHED,
@@ -50,12 +50,11 @@ def chain_passes(method: str, settings: Mapping[str, Any], ipc: int) -> int:
     """Passes of the prior's network that a stage-2 method makes for one image."""
     if method == "vae":
         return 0
-    guided = 1 if settings["cfg_scale"] == 1 else 2
     if method == "predd":
         steps = settings["by_ipc"].get(str(ipc), [0, settings["reverse_t"]])[1]
     else:
         steps = settings.get("t_r") or int(settings["respacing"].removeprefix("ddim"))
-    return guided * steps
+    return guided(settings) * steps
 
 
 class Estimate:
