@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 from diffusers import DiTPipeline
+from recording import acted_graphs  # noqa: F401  (a fixture)
 
 from diver.config.prior import DiTTraining, VAETraining
 from diver.prior.base import Prior

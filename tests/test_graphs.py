@@ -1,0 +1,53 @@
+"""Recorded steps repeat what was recorded, on the same memory, and recording changes nothing."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from diver.graphs import Graphed, on_streams
+
+CPU = torch.device("cpu")
+
+
+def descent(weight: torch.Tensor, x: torch.Tensor, rate: torch.Tensor, loss: torch.Tensor) -> None:
+    leaf = weight.detach().requires_grad_()
+    found = F.gelu(F.conv2d(x, leaf)).square().mean()
+    weight.addcmul_(torch.autograd.grad(found, leaf)[0], rate, value=-1)
+    loss.copy_(found.detach())
+
+
+def test_replays_follow_the_tensors(acted_graphs: None) -> None:
+    torch.manual_seed(0)
+    start = torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    found = []
+    for graphed in (True, False):
+        weight, x = start.clone(), torch.zeros(2, 3, 8, 8, dtype=torch.float64)
+        rate, loss, losses = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64), []
+
+        def step() -> None:
+            descent(weight, x, rate, loss)  # noqa: B023
+
+        run = Graphed(step, [weight, loss], CPU) if graphed else step
+        for number in range(4):
+            generator = torch.Generator().manual_seed(number)
+            x.copy_(torch.randn(x.shape, dtype=torch.float64, generator=generator))
+            rate.fill_(0.1 * number)
+            run()
+            losses.append(loss.item())
+        found.append((losses, weight))
+    assert found[0][0] == found[1][0] and torch.equal(found[0][1], found[1][1])
+
+
+def test_a_value_read_while_recording_is_an_error(acted_graphs: None) -> None:
+    x = torch.ones(2)
+    with pytest.raises(RuntimeError, match="read while"):
+        Graphed(lambda: x.mul_(x.sum().item()), [x], CPU)()
+
+
+def test_elsewhere_the_step_is_called() -> None:
+    called = []
+    step = Graphed(lambda: called.append(1), [], CPU)
+    step()
+    step()
+    on_streams([step, step], [])
+    assert len(called) == 4
