@@ -34,11 +34,12 @@ from diver.students import (
     train_students,
     train_teacher,
 )
+from diver.students import student as one_student
 from diver.students import train as trainer
 from diver.students.evaluate import student_images
 from diver.students.replay import Replay
-from diver.students.train import Student, _Average, activation_bytes, couples_images, flatten_parameters
-from diver.students.train import test_accuracy as measure_accuracy
+from diver.students.student import Student, _Average, activation_bytes, couples_images, flatten_parameters
+from diver.students.student import test_accuracy as measure_accuracy
 
 CONVNET = ("convnet", {"width": 8, "depth": 2})
 DROPOUT = ("vit", {"dim": 24, "depth": 1, "dropout": 0.2})
@@ -165,11 +166,21 @@ CASES = [
 ]
 
 
+@pytest.fixture(params=["called", "recorded"])
+def steps(request: pytest.FixtureRequest) -> str:
+    """Steps as on a CPU, or recorded as on a GPU."""
+    if request.param == "recorded":
+        request.getfixturevalue("acted_graphs")
+    return request.param
+
+
 @pytest.mark.parametrize(("name", "network", "options", "changes"), CASES)
 def test_protocols_against_a_plain_loop(
-    data: StudentData, name: str, network: str, options: dict, changes: dict
+    data: StudentData, steps: str, name: str, network: str, options: dict, changes: dict
 ) -> None:
     used = small(name, **changes)
+    if steps == "recorded" and options.get("dropout"):
+        pytest.skip("recorded steps draw their dropout from the device's generator")
     if used.labels == "replay":
         data = replace(data, replay=answers(data, used))
     (result,) = train_students(network, options, data, used, [5], quiet)
@@ -217,7 +228,9 @@ def test_a_step_in_parts_is_the_step(data: StudentData, monkeypatch: pytest.Monk
 
     whole = trained()
     monkeypatch.setattr(
-        trainer, "PART_BYTES", 5 * activation_bytes(create(CONVNET[0], 3, 3, 16, **CONVNET[1]), data.images[:1])
+        one_student,
+        "PART_BYTES",
+        {"cpu": 5 * activation_bytes(create(CONVNET[0], 3, 3, 16, **CONVNET[1]), data.images[:1])},
     )
     parts = trained()
     assert (whole[0], parts[0]) == (12, 5)
@@ -364,6 +377,51 @@ def test_memory_is_bounded(data: StudentData) -> None:
     assert at_once[0] < at_once[1] < at_once[2] == 8
     with pytest.raises(StudentError, match="raise students.memory_gb"):
         train_students(network, options, data32(data), used, [0], quiet, memory_gb=0.01)
+
+
+@pytest.mark.parametrize("name", ["glad-eval", "dc-eval", "hard-idc", "soft-rded"])
+def test_recorded_students_do_not_depend_on_each_other(data: StudentData, acted_graphs: None, name: str) -> None:
+    used = small(name, learning_rate=0.02, epochs=7)
+    together = train_students(*CONVNET, data, used, [0, 1, 2], quiet)
+    alone = [train_students(*CONVNET, data, used, [seed], quiet)[0] for seed in (0, 1, 2)]
+    assert [replace(r, seconds=0) for r in together] == [replace(r, seconds=0) for r in alone]
+    assert len({r.train_loss_last for r in together}) == 3
+
+
+def test_recorded_students_resume(
+    data: StudentData, acted_graphs: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before the file of the second was written, so that they are not equally far."""
+    used = small("hard-idc", epochs=8, evaluations=4)
+    undisturbed = train_students(*CONVNET, data, used, [0, 1], quiet)
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", 0.0)
+    saved: list[int] = []
+    save = one_student.Checkpoint.save
+
+    def stopped(self: one_student.Checkpoint, student: Student) -> None:
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+        saved.append(student.epoch)
+        save(self, student)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(one_student.Checkpoint, "save", stopped)
+        train_students(*CONVNET, data, used, [0, 1], quiet, checkpoints=tmp_path)
+    assert saved == [2, 2, 4]
+    resumed = train_students(*CONVNET, data, used, [0, 1], quiet, checkpoints=tmp_path)
+    assert [replace(r, seconds=0) for r in resumed] == [replace(r, seconds=0) for r in undisturbed]
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_recorded_divergence_is_seen_as_it_is_otherwise(
+    data: StudentData, acted_graphs: None, monkeypatch: pytest.MonkeyPatch, average: float
+) -> None:
+    used = small("dc-eval", learning_rate=1e20, epochs=12, ema_decay=average)
+    found = train_students(*CONVNET, data, used, [0, 1], quiet)
+    monkeypatch.undo()
+    called = train_students(*CONVNET, data, used, [0, 1], quiet)
+    assert all(r.diverged for r in found)
+    assert [(r.steps, r.accuracy_last) for r in found] == [(r.steps, r.accuracy_last) for r in called]
 
 
 def data32(data: StudentData) -> StudentData:

@@ -1,7 +1,8 @@
 """Steps of fixed shapes as CUDA graphs: recorded once, replayed with one launch.
 
-On networks this small, starting a step's hundreds of operations takes longer than they do. A step that works in place on
-tensors that stay where they are is recorded the first time and afterwards started as a whole. Elsewhere it is called.
+On networks this small, starting a step's hundreds of operations takes longer than they do. A step that works in place
+on tensors that stay where they are is recorded the first time and afterwards started as a whole. Elsewhere it is
+called.
 """
 
 import contextlib
@@ -61,18 +62,3 @@ class Graphed:
             with _kept(self._state, self._device):
                 self._replay = record(self._step, self._device)
         self._replay()
-
-
-def on_streams(works: Sequence[Callable[[], None]], streams: Sequence[torch.cuda.Stream]) -> None:
-    """Call each work on a stream of its own, so that small operations run side by side; without streams in turn."""
-    if not streams:
-        for work in works:
-            work()
-        return
-    main = torch.cuda.current_stream(streams[0].device)
-    for work, stream in zip(works, streams, strict=True):
-        stream.wait_stream(main)
-        with torch.cuda.stream(stream):
-            work()
-    for stream in streams:
-        main.wait_stream(stream)

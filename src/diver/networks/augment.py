@@ -131,4 +131,6 @@ class DSA:
             return images
         if len(drawn.values) not in (1, len(images)):
             raise ValueError(f"augmentation drawn for {len(drawn.values)} images, applied to {len(images)}")
-        return FAMILIES[drawn.family][1](images, drawn.values.to(images.device).expand(len(images), -1))
+        return FAMILIES[drawn.family][1](
+            images, drawn.values.to(images.device, non_blocking=True).expand(len(images), -1)
+        )

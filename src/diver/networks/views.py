@@ -233,7 +233,7 @@ class Views:
         if drawn.values.keys() != self.operations.keys():
             raise ValueError(f"view drawn for {', '.join(drawn.values)}; applied as {', '.join(self.operations)}")
         for name, operation in self.operations.items():
-            values = drawn.values[name].to(images.device)
+            values = drawn.values[name].to(images.device, non_blocking=True)
             if len(values) not in (1, len(images)):
                 raise ValueError(f"view drawn for {len(values)} images, applied to {len(images)}")
             images = operation.apply(images, values.expand(len(images), *values.shape[1:]))
@@ -269,7 +269,7 @@ class Mix:
         """A mixed copy of float images [n, C, H, W], of the size for which a CutMix was drawn."""
         if self.kind == "none":
             return images
-        partner = self.partner.to(images.device)
+        partner = self.partner.to(images.device, non_blocking=True)
         if self.kind == "mixup":
             return self.weight * images + (1 - self.weight) * images[partner]
         top, bottom, left, right = self.box

@@ -2,6 +2,7 @@
 
 On networks this small the many tiny operations of a general optimiser are a good part of a step, and merely importing
 what `torch.optim` needs takes longer than training a student on ten images. Tests hold both to `torch.optim`.
+A rate that is a tensor (0-d, on the device of the weights) is for recorded steps, which cannot read a number.
 """
 
 import torch
@@ -46,13 +47,16 @@ class SGD:
         self.momentum, self.decay = protocol.momentum, decay * protocol.weight_decay
         self.state = {"velocity": torch.zeros_like(flat)}
 
-    def step(self, flat: Tensor, gradient: Tensor, rate: float) -> None:
+    def step(self, flat: Tensor, gradient: Tensor, rate: float | Tensor) -> None:
         velocity = self.state["velocity"].mul_(self.momentum).add_(gradient)
         if isinstance(self.decay, float):
             velocity.add_(flat, alpha=self.decay)
         else:
             velocity.addcmul_(flat, self.decay)
-        flat.sub_(velocity, alpha=rate)
+        if isinstance(rate, Tensor):
+            flat.addcmul_(velocity, rate, value=-1)
+        else:
+            flat.sub_(velocity, alpha=rate)
 
     def reset(self) -> None:
         """Forget the momentum."""
@@ -67,15 +71,21 @@ class AdamW:
         self.state = {
             "mean": torch.zeros_like(flat),
             "square": torch.zeros_like(flat),
-            "steps": torch.zeros((), dtype=torch.int64),
+            "steps": torch.zeros((), dtype=torch.int64, device=flat.device),
         }
 
-    def step(self, flat: Tensor, gradient: Tensor, rate: float) -> None:
+    def step(self, flat: Tensor, gradient: Tensor, rate: float | Tensor) -> None:
         mean, square = self.state["mean"], self.state["square"]
-        count = int(self.state["steps"].add_(1))
+        steps = self.state["steps"].add_(1)
         flat.mul_(1 - rate * self.decay)
         mean.lerp_(gradient, 1 - self.betas[0])
         square.mul_(self.betas[1]).addcmul_(gradient, gradient, value=1 - self.betas[1])
+        if isinstance(rate, Tensor):
+            # In double precision: small differences from one.
+            of_mean, of_square = (1 - beta ** steps.double() for beta in self.betas)
+            flat.sub_(mean / (square / of_square).sqrt_().add_(EPSILON) * (rate / of_mean))
+            return
+        count = int(steps)
         first, second = 1 - self.betas[0] ** count, 1 - self.betas[1] ** count
         flat.addcdiv_(mean, (square / second).sqrt_().add_(EPSILON), value=-rate / first)
 

@@ -1,0 +1,224 @@
+"""Students on a GPU: all of a job step by step together, each step a recorded graph on the student's own stream.
+
+A student's graph holds nothing of the others, so it becomes what it becomes alone. What is random is drawn for many
+epochs at once, and images that are seen through the same kind of view are made together.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from diver.graphs import Graphed
+from diver.networks.augment import Augmentation
+from diver.networks.views import View
+from diver.students.protocol import StudentResult
+from diver.students.student import Checkpoint, Student
+
+# Images of a student that are made at once, and epochs at most: a loss that is no number is seen after so many.
+AHEAD_BYTES, AHEAD_EPOCHS = 64 << 20, 100
+
+
+def _joined(views: Sequence[Augmentation | View]) -> Augmentation | View:
+    """Views of one kind as one, row after row."""
+    values = [view.values for view in views]
+    if isinstance(views[0], Augmentation):
+        return Augmentation(views[0].family, torch.cat([rows for rows in values if isinstance(rows, Tensor)]))
+    named = [rows for rows in values if isinstance(rows, dict)]
+    return View({name: torch.cat([rows[name] for rows in named]) for name in named[0]})
+
+
+def prepared(student: Student, epochs: int) -> list[list[tuple[Tensor, Tensor]]]:
+    """`Student.batches` of so many epochs at once."""
+    if student.protocol.labels == "replay" or epochs == 1:
+        start, found = student.epoch, []
+        for epoch in range(start, start + epochs):
+            student.epoch = epoch
+            found.append(list(student.batches()))
+        student.epoch = start
+        return found
+    by_epoch = [list(student.draw()) for _ in range(epochs)]
+    drawn = [batch for epoch in by_epoch for batch in epoch]
+    kinds: dict[str, list[int]] = {}
+    for place, batch in enumerate(drawn):
+        kinds.setdefault(batch.view.family if isinstance(batch.view, Augmentation) else "", []).append(place)
+    shown: dict[int, Tensor] = {}
+    for places in kinds.values():
+        images = student.data.images
+        rows = torch.cat([drawn[place].index for place in places]).to(images.device, non_blocking=True)
+        view = _joined([drawn[place].view for place in places])
+        x = student.augment.apply(student.data.floats(images[rows]), view)
+        shown |= zip(places, x.split([len(drawn[place].index) for place in places]), strict=True)
+    batches = iter([student.finished(shown[place], batch) for place, batch in enumerate(drawn)])
+    return [[next(batches) for _ in epoch] for epoch in by_epoch]
+
+
+@dataclass
+class _Step:
+    """A recorded step for batches of one size, and the tensors that it reads: images, targets, [rate, weight]."""
+
+    images: Tensor
+    target: Tensor
+    knobs: Tensor
+    graph: Graphed
+
+
+class _Runner:
+    """One student's steps. losses: of the steps since `begin`, float32."""
+
+    def __init__(self, student: Student, stream: "torch.cuda.Stream | None") -> None:
+        self.student, self.stream = student, stream
+        self.device = student.flat.device
+        self.loss = torch.zeros((), device=self.device)
+        self.losses: list[Tensor] = []
+        self._steps: dict[int, _Step] = {}
+        self._random = any(isinstance(m, nn.Dropout) and m.p > 0 for m in student.network.modules())
+
+    def _step(self, images: Tensor, target: Tensor) -> _Step:
+        student = self.student
+        x = torch.empty_like(images, memory_format=student.layout).copy_(images)
+        wanted, knobs = target.clone(), torch.zeros(2, device=self.device)
+
+        def step() -> None:
+            total = torch.stack(list(student.gradients(x, wanted))).sum()
+            if student.protocol.labels in ("teacher", "replay"):
+                total = total + torch.xlogy(wanted, wanted).sum() / len(x)
+            student.optimizer.step(student.flat, student.gradient, knobs[0])
+            self.loss.copy_(total)
+            if student.average:
+                # Only a student whose loss is a number is averaged, and only where the protocol does so.
+                student.average.update_if(torch.isfinite(total) & (knobs[1] > 0), knobs[1])
+
+        state = [*student.tensors().values(), student.gradient, self.loss]
+        return _Step(x, wanted, knobs, Graphed(step, state, self.device))
+
+    def run(self, images: Tensor, target: Tensor, knobs: Tensor) -> None:
+        """One step. knobs: float32 [2], the learning rate and what part of the weights goes into their average."""
+        step = self._steps.get(len(images))
+        if step is None:
+            step = self._steps[len(images)] = self._step(images, target)
+        step.images.copy_(images)
+        step.target.copy_(target)
+        step.knobs.copy_(knobs)
+        if self._random and self.device.type == "cuda":
+            # A recorded step's random numbers come from the device's generator, as it is when the step is replayed.
+            torch.cuda.manual_seed(hash((self.student.seed, self.student.steps)) & (2**63 - 1))
+        step.graph()
+        self.losses.append(self.loss.clone())
+        self.student.steps += 1
+
+    def on_stream(self) -> "torch.cuda.StreamContext | nullcontext[None]":
+        return torch.cuda.stream(self.stream) if self.stream else nullcontext()
+
+    def end(self, first: int, sizes: Sequence[int]) -> None:
+        """Note the loss after epochs from `first` on, of `sizes` steps; after one that is no number none count."""
+        student, losses = self.student, torch.stack(self.losses).tolist()
+        self.losses = []
+        for number, loss in enumerate(losses):
+            student.loss, student.diverged = loss, loss - loss != 0
+            if student.diverged:
+                student.steps -= len(losses) - number - 1
+                while number >= sizes[0]:
+                    number, sizes, first = number - sizes[0], sizes[1:], first + 1
+                student.epoch = first + 1
+                break
+
+
+def _until(student: Student) -> int:
+    """The epoch at which all that is drawn ahead has been used: the same however often a run was stopped."""
+    protocol, epoch = student.protocol, student.epoch
+    size = len(student.data.images) * student.data.images[0].numel() * 4
+    ahead = max(1, min(AHEAD_EPOCHS, AHEAD_BYTES // size))
+    return min(epoch - epoch % ahead + ahead, *(e for e in protocol.tested_epochs() if e > epoch))
+
+
+def _run(students: Sequence[Student], saves: Sequence[Checkpoint | None], report: Callable[[], None]) -> None:
+    """All epochs that are left of students that are equally far."""
+    device, protocol = students[0].flat.device, students[0].protocol
+    # Recorded random numbers are the device's, of which two steps at a time must not take.
+    apart = device.type == "cuda" and len(students) > 1
+    apart = apart and not any(isinstance(m, nn.Dropout) and m.p > 0 for m in students[0].network.modules())
+    runners = [_Runner(student, torch.cuda.Stream(device) if apart else None) for student in students]
+    saved = time.perf_counter()
+    while active := [runner for runner in runners if not runner.student.done]:
+        began = time.perf_counter()
+        one = active[0].student
+        first, until = one.epoch, _until(one)
+        work = [prepared(runner.student, until - first) for runner in active]
+        sizes = [len(epoch) for epoch in work[0]]
+        weights = []
+        for size in sizes:
+            for number in range(size):
+                due = protocol.ema_decay > 0 and (not protocol.ema_per_epoch or number + 1 == size)
+                weights.append(1 - protocol.decay(one.updates) if due else 0.0)
+                one.updates += due
+        for runner in active:
+            runner.student.updates = one.updates
+        rates = [protocol.rate(first + number) for number, size in enumerate(sizes) for _ in range(size)]
+        knobs = torch.tensor([rates, weights]).T.contiguous().to(device, non_blocking=True)
+        _follow(active)
+        place = 0
+        for number, size in enumerate(sizes):
+            for runner in active:
+                with runner.on_stream():
+                    runner.student.epoch = first + number
+                    runner.student.start_epoch()
+            for batch in range(size):
+                for runner, epochs in zip(active, work, strict=True):
+                    with runner.on_stream():
+                        runner.run(*epochs[number][batch], knobs[place])
+                place += 1
+        _lead(active)
+        for runner in active:
+            runner.student.epoch = until
+            runner.end(first, sizes)
+            runner.student.test_if_due()
+            runner.student.seconds += (time.perf_counter() - began) / len(active)
+        report()
+        ended = len(active) == sum(runner.student.done for runner in active)
+        if ended or time.perf_counter() - saved >= min((s.every for s in saves if s), default=0):
+            for save, student in zip(saves, students, strict=True):
+                if save:
+                    save.save(student)
+            saved = time.perf_counter()
+
+
+def _follow(runners: Sequence[_Runner]) -> None:
+    """The students' streams wait for what was prepared."""
+    for runner in runners:
+        if runner.stream:
+            runner.stream.wait_stream(torch.cuda.current_stream(runner.device))
+
+
+def _lead(runners: Sequence[_Runner]) -> None:
+    """What follows waits for the students' streams."""
+    for runner in runners:
+        if runner.stream:
+            torch.cuda.current_stream(runner.device).wait_stream(runner.stream)
+
+
+def train_together(
+    students: Sequence[Student], checkpoints: Sequence[Checkpoint | None], report: Callable[[int], None]
+) -> list[StudentResult]:
+    """All epochs that are left of students of one network, data and protocol; each alone would become the same.
+
+    report: called with the epochs that all have done together. A student that was stopped elsewhere than the others is
+    trained on with those that were stopped there.
+    """
+    for student, checkpoint in zip(students, checkpoints, strict=True):
+        if checkpoint:
+            checkpoint.restore(student)
+    passes = students[0].protocol.passes
+
+    def tell() -> None:
+        report(sum(passes if student.diverged else student.epoch for student in students))
+
+    for epoch in sorted({student.epoch for student in students}):
+        group = [number for number, student in enumerate(students) if student.epoch == epoch and not student.done]
+        if group:
+            _run([students[number] for number in group], [checkpoints[number] for number in group], tell)
+    tell()
+    return [student.result() for student in students]
