@@ -133,7 +133,7 @@ def test_the_network_is_the_convnet(size: int) -> None:
 def test_parts_and_groups_do_not_change_the_result(pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     network, (real, images) = trained(), batches((5, 3, 4))
     whole = matching(network, DSA("color_scale"), real, images, "channels", torch.Generator().manual_seed(1))
-    monkeypatch.setattr(dc, "PIXELS", pixels)
+    monkeypatch.setattr(dc, "PIXELS", {"cpu": pixels})
     parted = matching(network, DSA("color_scale"), real, images, "channels", torch.Generator().manual_seed(1))
     for a, b in zip(whole, parted, strict=True):
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
@@ -181,8 +181,21 @@ def test_classes_of_the_real_images_get_the_same_transformation_as_their_synthet
     assert loss.item() < 0.01 < apart
 
 
+@pytest.fixture(params=["called", "recorded"])
+def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps as on a CPU, or recorded as on a GPU, with the weights that a CPU draws."""
+    if request.param == "recorded":
+        request.getfixturevalue("acted_graphs")
+
+        def redraw(network: ConvNet, seed: int) -> None:
+            width, depth = TINY["width"], TINY["depth"]
+            network.load_state_dict(fresh_network(DCConfig(width=width, depth=depth), 3, 3, 16, seed).state_dict())
+
+        monkeypatch.setattr(dc, "redraw", redraw)
+
+
 @pytest.mark.parametrize(("augmentation", "init"), [("none", "noise"), ("color_crop_flip", "real")])
-def test_the_whole_run_against_plain_loops(data: Prepared, augmentation: str, init: str) -> None:
+def test_the_whole_run_against_plain_loops(data: Prepared, steps: None, augmentation: str, init: str) -> None:
     """The loops of the method with torch's own optimisers and the whole of each batch in one graph."""
     config = DCConfig(**TINY, augmentation=augmentation, init=init, learning_rate=1.0)
     generator, augment = torch.Generator().manual_seed(config.seed), DSA(augmentation)

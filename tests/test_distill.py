@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from diver.config.distill import SETTINGS, CoresetConfig, DMConfig, RandomConfig
 from diver.data.prepared import Prepared
 from diver.distill import METHODS, loop
+from diver.distill.base import redraw
 from diver.distill.coresets import herding, k_center, k_means
 from diver.distill.dm import iteration_loss, random_network
 from diver.networks import create
-from diver.networks.augment import DSA, FAMILIES
+from diver.networks.augment import DEFAULT, DSA, FAMILIES
 from diver.networks.weights import Trained, WeightsError, embed, for_input, write_trained
 from diver.sets import ValueRange
 
@@ -71,6 +72,38 @@ def test_updates_are_sgd_on_the_loss(data: Prepared, monkeypatch: pytest.MonkeyP
         (expected - target).square().sum().backward()
         optimizer.step()
     assert torch.allclose(result.images, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("augmentation", ["none", DEFAULT])
+def test_recorded_iterations_are_the_called_ones(
+    data: Prepared, acted_graphs: None, monkeypatch: pytest.MonkeyPatch, augmentation: str
+) -> None:
+    config = DMConfig(**TINY | {"iterations": 12}, augmentation=augmentation, learning_rate=0.1)
+
+    def redraw(network: nn.Module, seed: int) -> None:
+        network.load_state_dict(random_network(config, 3, 16, seed).state_dict())
+
+    monkeypatch.setattr("diver.distill.dm.redraw", redraw)
+    recorded = METHODS["dm"](data, 2, config, progress=quiet)
+    monkeypatch.undo()
+    called = METHODS["dm"](data, 2, config, progress=quiet)
+    assert torch.allclose(recorded.images, called.images, atol=1e-5)
+
+
+def test_redrawn_weights_are_distributed_as_new_ones() -> None:
+    network, new = (random_network(DMConfig(width=64, depth=2), 3, 16, seed) for seed in (1, 2))
+    redraw(network, 5)
+    for own, other in zip(network.parameters(), new.parameters(), strict=True):
+        if own.numel() == 1:
+            continue
+        if own.std() > 0:
+            assert own.std().item() == pytest.approx(other.std().item(), rel=0.3)
+            assert own.abs().max() <= 1.001 * own[0].numel() ** -0.5 or own.ndim == 1
+        else:
+            assert torch.equal(own, other)
+    again = random_network(DMConfig(width=64, depth=2), 3, 16, 3)
+    redraw(again, 5)
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
 
 
 def test_dm_brings_the_class_means_together(data: Prepared) -> None:

@@ -6,10 +6,14 @@ called.
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+Function = TypeVar("Function", bound=Callable[..., object])
 
 # Before they are recorded, operations have to have run: they choose their kernels and make workspaces when they do.
 WARM_UP = 2
@@ -32,6 +36,16 @@ def record(step: Callable[[], None], device: torch.device) -> Callable[[], None]
     with torch.cuda.device(device), torch.cuda.graph(graph):
         step()
     return graph.replay
+
+
+def compiled(function: Function, device: torch.device, wanted: bool = True) -> Function:
+    """On a GPU the function with its small operations fused, which takes some ten seconds when it is first called.
+
+    DIVER_COMPILE=0 or 1 in the environment decides instead of `wanted`.
+    """
+    if device.type != "cuda" or os.environ.get("DIVER_COMPILE", "01"[wanted]) == "0":
+        return function
+    return torch.compile(function, dynamic=False)  # type: ignore[return-value]
 
 
 @contextlib.contextmanager

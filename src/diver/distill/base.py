@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diver.config.distill import TEACHER, DistillConfig
 from diver.data.prepared import Prepared
@@ -26,6 +26,18 @@ def class_members(labels: Tensor, classes: int, needed: int) -> list[Tensor]:
 def draw_members(members: list[Tensor], count: int, generator: torch.Generator) -> Tensor:
     """Positions of `count` images of each class, class-major, without replacement."""
     return torch.cat([found[torch.randperm(len(found), generator=generator)[:count]] for found in members])
+
+
+def redraw(network: nn.Module, seed: int) -> None:
+    """Fresh random weights in place, distributed as those of a new ConvNet, from the generator of their device."""
+    device = next(network.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            # What `reset_parameters` of both comes to.
+            bound = module.weight[0].numel() ** -0.5
+            for parameter in module.parameters(recurse=False):
+                parameter.data.uniform_(-bound, bound, generator=generator)
 
 
 def first_images(data: Prepared, ipc: int, init: str, members: list[Tensor], generator: torch.Generator) -> Tensor:

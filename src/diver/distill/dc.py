@@ -13,7 +13,7 @@ The released code draws networks and augmentations from the clock and goes throu
 here all is drawn from the seed. Images live in standardised space and are never clipped.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
+from diver import graphs
 from diver.config.distill import DCConfig, DSAConfig
 from diver.data.prepared import Prepared
-from diver.distill.base import class_members, distilled, first_images, standard_range
+from diver.distill.base import class_members, distilled, first_images, redraw, standard_range
 from diver.distill.loop import Run, momentum_step
 from diver.networks import create
 from diver.networks.augment import DSA
@@ -32,8 +33,8 @@ from diver.progress import Progress, reporter
 from diver.sets import DistilledSet
 from diver.workers import best_device
 
-# Pixels that pass through the network together, 128 images of 32 x 32; bounds memory.
-PIXELS = 1 << 17
+# Pixels that pass through the network together, on a CPU 128 images of 32 x 32; bounds memory.
+PIXELS = {"cpu": 1 << 17, "cuda": 1 << 21}
 # Added to the product of norms, as in the released code: the cosine with a gradient of zero is zero.
 EPSILON = 1e-6
 
@@ -87,18 +88,22 @@ def gradient_distance(found: Sequence[Tensor], wanted: Sequence[Tensor], distanc
 
 def _at_once(images: Tensor) -> int:
     """How many images [..., C, H, W] pass through the network together."""
-    return max(1, PIXELS // (images.shape[-1] * images.shape[-2]))
+    return max(1, PIXELS[images.device.type] // (images.shape[-1] * images.shape[-2]))
 
 
 def mean_gradients(
-    network: ConvNet, weights: Sequence[Tensor], images: Tensor, labels: Tensor, precision: str = "fp32"
+    network: Callable[[Tensor], Tensor],
+    weights: Sequence[Tensor],
+    images: Tensor,
+    labels: Tensor,
+    precision: str = "fp32",
 ) -> list[Tensor]:
     """Gradients of the mean cross entropy of images [N, C, H, W] with respect to parameters of the network.
 
     Passes in float32 or, with precision bf16, with products in bfloat16; the gradients are float32 either way.
     """
     total: list[Tensor] = []
-    half = torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16")
+    half = torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
     for x, y in zip(images.split(_at_once(images)), labels.split(_at_once(images)), strict=True):
         with half:
             logits = network(x)
@@ -157,17 +162,87 @@ def matching(
     return loss, gradient
 
 
+def _descend(network: ConvNet, passes: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, rate: float) -> None:
+    """A step of gradient descent; `passes` is the network or what computes the same."""
+    parameters = list(network.parameters())
+    gradients = mean_gradients(passes, parameters, images, labels)
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.sub_(gradient, alpha=rate)
+
+
 def train_epoch(
     network: ConvNet, augment: DSA, images: Tensor, labels: Tensor, config: DCConfig, generator: torch.Generator
 ) -> None:
     """One epoch of SGD without momentum on images [N, C, H, W]; every image is augmented by parameters of its own."""
-    parameters = list(network.parameters())
     for part in torch.randperm(len(images), generator=generator).to(images.device).split(config.batch_train):
         shown = augment.apply(images[part], augment.draw(len(part), generator))
-        gradients = mean_gradients(network, parameters, shown, labels[part])
-        with torch.no_grad():
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.sub_(gradient, alpha=config.network_rate)
+        _descend(network, network, shown, labels[part], config.network_rate)
+
+
+class _Recorded:
+    """Rounds and epochs as recorded steps on one network, for classes with equally many real images."""
+
+    def __init__(self, network: ConvNet, augment: DSA, images: Tensor, real: int, config: DCConfig) -> None:
+        """images: [classes, ipc, C, H, W], that are learned; real: images of a class."""
+        self.network, self.augment, self.config = network, augment, config
+        self.real = images.new_empty(len(images), real, *images.shape[2:])
+        self.shown, self.gradient = torch.empty_like(images), torch.zeros_like(images)
+        self.loss, self.labels = images.new_zeros(()), torch.arange(len(images), device=images.device)
+        self._fused = graphs.compiled(network, images.device)
+        self._match = graphs.Graphed(self._matched, [self.gradient, self.loss], images.device)
+        self._trained: dict[int, tuple[Tensor, Tensor, graphs.Graphed]] = {}
+
+    def _matched(self) -> None:
+        weights, config = matched_weights(self.network, self.config.distance), self.config
+        targets = [
+            mean_gradients(self._fused, list(weights.values()), own, label.expand(len(own)), config.precision)
+            for own, label in zip(self.real, self.labels, strict=True)
+        ]
+        leaf = self.shown.detach().requires_grad_()
+        found = class_gradients(self.network, weights, leaf, self.labels)
+        wanted = [torch.stack(of_class) for of_class in zip(*targets, strict=True)]
+        loss = gradient_distance(found, wanted, config.distance)
+        self.gradient.copy_(torch.autograd.grad(loss, leaf)[0])
+        self.loss.copy_(loss.detach())
+
+    def matching(self, real: Sequence[Tensor], images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """As the function of that name; what is returned changes with the next call."""
+        drawn = [self.augment.draw(1, generator) for _ in images]
+        leaf = images.detach().requires_grad_()
+        torch.stack(self.augment.apply_each(real, drawn), out=self.real)
+        shown = torch.stack(self.augment.apply_each(list(leaf), drawn))
+        self.shown.copy_(shown.detach())
+        self._match()
+        return self.loss, torch.autograd.grad(shown, leaf, self.gradient)[0]
+
+    def _training(self, count: int) -> tuple[Tensor, Tensor, graphs.Graphed]:
+        """Images and labels of a training step, and the step."""
+        if count not in self._trained:
+            x, y = self.shown.new_zeros(count, *self.shown.shape[2:]), self.labels.new_zeros(count)
+
+            def step() -> None:
+                _descend(self.network, self._fused, x, y, self.config.network_rate)
+
+            state = list(self.network.parameters())
+            self._trained[count] = x, y, graphs.Graphed(step, [p.data for p in state], x.device)
+        return self._trained[count]
+
+    def train(self, images: Tensor, labels: Tensor, epochs: int, generator: torch.Generator) -> None:
+        """As so many times `train_epoch`."""
+        rows, drawn = [], []
+        for _ in range(epochs):
+            for part in torch.randperm(len(images), generator=generator).split(self.config.batch_train):
+                rows.append(part)
+                drawn.append(self.augment.draw(len(part), generator))
+        chosen = torch.cat(rows).to(images.device, non_blocking=True)
+        sizes = [len(part) for part in rows]
+        batches = self.augment.apply_each(images[chosen].split(sizes), drawn)
+        for shown, own in zip(batches, labels[chosen].split(sizes), strict=True):
+            x, y, step = self._training(len(shown))
+            x.copy_(shown)
+            y.copy_(own)
+            step()
 
 
 def _distill(
@@ -198,10 +273,30 @@ def _distill(
         momentum_step(images, gradient.flatten(0, 1), velocity, config.learning_rate, config.momentum)
         return loss.item()
 
+    def recorded_round(number: int) -> Tensor:
+        """As `one_round`, but for the weights, which the device draws."""
+        start, later = divmod(number, outer)
+        if later:
+            recorded.train(images, labels, inner, generator)
+        else:
+            redraw(network, config.seed * 1_000_003 + start)
+        chosen = [own[torch.randperm(len(own), generator=generator)[: config.batch_real]] for own in members]
+        real = data.standardised(train[torch.cat(chosen).to(device, non_blocking=True)]).split(count)
+        loss, gradient = recorded.matching(real, images.unflatten(0, (classes, ipc)), generator)
+        momentum_step(images, gradient.flatten(0, 1), velocity, config.learning_rate, config.momentum)
+        return loss
+
+    # Recorded steps want equally many real images of each class.
+    counts = {min(config.batch_real, len(own)) for own in members}
+    count, alike = min(counts), len(counts) == 1 and _at_once(images) >= len(images)
+    chosen_round: Callable[[int], float | Tensor] = one_round
+    if alike and graphs.records(device):
+        recorded = _Recorded(network, augment, images.unflatten(0, (classes, ipc)), count, config)
+        chosen_round = recorded_round
     about = [ipc, config.model_dump(mode="json"), data.digest(), code]
     state = {"images": images, "velocity": velocity, **network.state_dict()}
     run = Run(method, state, generator, about, folder, progress or reporter(method.upper()))
-    run.iterate(config.iterations * outer, one_round, lambda: (images, standard_range(data), ipc))
+    run.iterate(config.iterations * outer, chosen_round, lambda: (images, standard_range(data), ipc))
     return distilled(images, data, ipc, method, config, code)
 
 

@@ -10,24 +10,26 @@ the paper also draws the family per class: that lets all classes share one pass 
 Images live in standardised space and are never clipped.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from diver import graphs
 from diver.config.distill import DMConfig
 from diver.data.prepared import Prepared
-from diver.distill.base import class_members, distilled, draw_members, first_images, standard_range
+from diver.distill.base import class_members, distilled, draw_members, first_images, redraw, standard_range
 from diver.distill.loop import Run, momentum_step
 from diver.networks import create, memory_format
-from diver.networks.augment import DSA
+from diver.networks.augment import DSA, Augmentation
 from diver.networks.convnet import ConvNet
 from diver.progress import Progress, reporter
 from diver.sets import DistilledSet
 from diver.workers import best_device
 
-# Real images per forward pass; bounds memory and keeps activations near the cache.
-CHUNK = 256
+# Pixels of the real images of a forward pass: 256 images of 32 x 32 on a CPU, near its cache; on a GPU what fills it.
+PIXELS = {"cpu": 1 << 18, "cuda": 1 << 22}
 
 
 def matching_loss(real: Tensor, synthetic: Tensor) -> Tensor:
@@ -44,10 +46,18 @@ def random_network(config: DMConfig, channels: int, size: int, seed: int) -> Con
     return network.requires_grad_(False)
 
 
-def _embed_real(network: ConvNet, images: Tensor, precision: str) -> Tensor:
-    half = torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16")
+def _embed_real(embed: Callable[[Tensor], Tensor], images: Tensor, precision: str) -> Tensor:
+    half = torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+    together = max(1, PIXELS[images.device.type] // (images.shape[-1] * images.shape[-2]))
     with torch.no_grad(), half:
-        return torch.cat([network.embed(part).to(images) for part in images.split(CHUNK)])
+        return torch.cat([embed(part).to(images) for part in images.split(together)])
+
+
+def _augmented(network: ConvNet, augment: DSA, images: Tensor, drawn: Augmentation) -> Tensor:
+    """Class-major images, each class by its row of what was drawn."""
+    classes = len(drawn.values)
+    owner = torch.arange(classes).repeat_interleave(len(images) // classes)
+    return augment.apply(images, drawn.take(owner)).to(memory_format=memory_format(network))
 
 
 def iteration_loss(
@@ -64,13 +74,36 @@ def iteration_loss(
     Differentiable with respect to the synthetic images.
     """
     drawn = augment.draw(classes, generator)
+    shown, wanted = (_augmented(network, augment, images, drawn) for images in (synthetic, real))
+    embedded_real = _embed_real(network.embed, wanted, precision).unflatten(0, (classes, -1))
+    return matching_loss(embedded_real, network.embed(shown).unflatten(0, (classes, -1)))
 
-    def augmented(images: Tensor) -> Tensor:
-        owner = torch.arange(classes).repeat_interleave(len(images) // classes)
-        return augment.apply(images, drawn.take(owner)).to(memory_format=memory_format(network))
 
-    embedded_real = _embed_real(network, augmented(real), precision).unflatten(0, (classes, -1))
-    return matching_loss(embedded_real, network.embed(augmented(synthetic)).unflatten(0, (classes, -1)))
+class _Recorded:
+    """`iteration_loss` of augmented images and its gradient as a recorded step; the network stays the same one."""
+
+    def __init__(self, network: ConvNet, real: Tensor, shown: Tensor, classes: int, precision: str) -> None:
+        """real, shown: as the augmented images will be."""
+        self.network = network
+        self.real, self.shown = torch.empty_like(real), torch.empty_like(shown)
+        self.gradient, self.loss = torch.zeros_like(shown), shown.new_zeros(())
+        embed = graphs.compiled(network.embed, shown.device)
+
+        def step() -> None:
+            leaf = self.shown.detach().requires_grad_()
+            wanted = _embed_real(embed, self.real, precision).unflatten(0, (classes, -1))
+            loss = matching_loss(wanted, embed(leaf).unflatten(0, (classes, -1)))
+            self.gradient.copy_(torch.autograd.grad(loss, leaf)[0])
+            self.loss.copy_(loss.detach())
+
+        self._step = graphs.Graphed(step, [self.gradient, self.loss], shown.device)
+
+    def __call__(self, real: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss and its gradient with respect to `shown`; both change with the next call."""
+        self.real.copy_(real)
+        self.shown.copy_(shown.detach())
+        self._step()
+        return self.loss, self.gradient
 
 
 def distill_dm(
@@ -95,8 +128,26 @@ def distill_dm(
     images = nn.Parameter(first_images(data, ipc, config.init, members, generator).to(device))
     velocity, augment, train = torch.zeros_like(images), DSA(config.augmentation), data.train_images.to(device)
 
+    fixed = random_network(config, channels, size, config.seed).to(device)
+    recorded: list[_Recorded] = []
+
+    def drawn_real() -> Tensor:
+        return data.standardised(train[draw_members(members, per_class, generator).to(device, non_blocking=True)])
+
+    def recorded_iteration(number: int) -> Tensor:
+        """As `iteration`, but for the weights, which the device draws."""
+        real, drawn = drawn_real(), augment.draw(classes, generator)
+        redraw(fixed, config.seed * 1_000_003 + number)
+        wanted, shown = (_augmented(fixed, augment, batch, drawn) for batch in (real, images))
+        if not recorded:
+            recorded.append(_Recorded(fixed, wanted, shown, classes, config.precision))
+        loss, of_shown = recorded[0](wanted, shown)
+        (gradient,) = torch.autograd.grad(shown, images, of_shown)
+        momentum_step(images, gradient, velocity, config.learning_rate, config.momentum)
+        return loss
+
     def iteration(number: int) -> float:
-        real = data.standardised(train[draw_members(members, per_class, generator).to(device)])
+        real = drawn_real()
         network = random_network(config, channels, size, config.seed * 1_000_003 + number).to(device)
         loss = iteration_loss(network, augment, real, images, classes, generator, config.precision)
         (gradient,) = torch.autograd.grad(loss, images)
@@ -105,5 +156,6 @@ def distill_dm(
 
     about = [ipc, config.model_dump(mode="json"), data.digest(), code]
     run = Run("dm", {"images": images, "velocity": velocity}, generator, about, folder, progress or reporter("DM"))
-    run.iterate(config.iterations, iteration, lambda: (images, standard_range(data), ipc))
+    chosen = recorded_iteration if graphs.records(device) else iteration
+    run.iterate(config.iterations, chosen, lambda: (images, standard_range(data), ipc))
     return distilled(images, data, ipc, "dm", config, code)

@@ -67,11 +67,12 @@ class Run:
     def iterate(
         self,
         iterations: int,
-        iteration: Callable[[int], float],
+        iteration: Callable[[int], float | Tensor],
         picture: Callable[[], tuple[Tensor, ValueRange, int]] | None = None,
     ) -> None:
         """Call iteration(i), which returns the loss, for all i that are left; then the state is that of the end.
 
+        A loss that is a tensor, 0-d, is read now and then only, as reading it waits for the device.
         picture: images [N, C, H, W], their range and the columns of their picture; one is written at the start, at
         the end and nine times between. Raises FloatingPointError naming the method if a loss is not finite.
         """
@@ -80,17 +81,21 @@ class Run:
         if self.done == 0 and picture:
             self._picture(picture)
         while self.done < iterations:
-            loss = iteration(self.done)
-            if loss - loss != 0:
-                raise FloatingPointError(
-                    f"{self.method}: loss is {loss} at iteration {self.done}; lower the learning rate"
-                )
+            found = iteration(self.done)
+            reported = (self.done + 1) % shown == 0 or self.done + 1 == iterations
+            due = self.folder and (self.done + 1 == iterations or time.monotonic() - self._saved >= SAVE_SECONDS)
+            if not isinstance(found, Tensor) or reported or due:
+                loss = float(found)
+                if loss - loss != 0:
+                    raise FloatingPointError(
+                        f"{self.method}: loss is {loss} at iteration {self.done}; lower the learning rate"
+                    )
             self.done += 1
-            if self.done % shown == 0 or self.done == iterations:
+            if reported:
                 self.progress(self.done, iterations, f"loss {loss:.4g}")
             if picture and (self.done % every == 0 or self.done == iterations):
                 self._picture(picture)
-            if self.folder and (self.done == iterations or time.monotonic() - self._saved >= SAVE_SECONDS):
+            if due:
                 self._save()
 
     def _picture(self, picture: Callable[[], tuple[Tensor, ValueRange, int]]) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diver import graphs
 from diver.networks import create, memory_format
 from diver.networks.augment import Augmentation
 from diver.networks.views import Mix, View, augmentation, draw_mix
@@ -109,6 +110,7 @@ class Student:
         network = create(name, data.classes, channels, size, **options).to(data.images.device)
         self.layout = memory_format(network)
         self.network = network.train()
+        self._passes = graphs.compiled(network, data.images.device, False)
         self.flat, self.gradient = flatten_parameters(network)
         decay = decay_factors(network, protocol.decay_vectors)
         self.optimizer = OPTIMIZERS[protocol.optimizer](self.flat, decay, protocol)
@@ -188,9 +190,9 @@ class Student:
         with autocast(self.protocol.precision, x.device):
             if self.protocol.double_forward and self.coupled:
                 with torch.no_grad():
-                    self.network(x)
+                    self._passes(x)
             for images, wanted in zip(x.split(part), target.split(part), strict=True):
-                logits = self.network(images).float() / self.protocol.temperature
+                logits = self._passes(images).float() / self.protocol.temperature
                 loss = F.cross_entropy(logits, wanted, reduction="sum") / len(x)
                 loss.backward()
                 yield loss.detach()
