@@ -295,6 +295,19 @@ def test_a_gpu_trains_the_same_student(data: StudentData) -> None:
     assert there.train_loss_last == pytest.approx(here.train_loss_last, rel=1e-2)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: students on CUDA are not tested")
+@pytest.mark.parametrize(("network", "options"), [CONVNET, DROPOUT])
+def test_students_of_a_gpu_do_not_depend_on_each_other(data: StudentData, network: str, options: dict) -> None:
+    used = small("glad-eval", learning_rate=0.02, epochs=20)
+    moved = {name: getattr(data, name).cuda() for name in ("images", "labels", "test_images", "test_labels")}
+    there = replace(data, **moved)
+    together = train_students(network, options, there, used, [0, 1, 2], quiet)
+    alone = [train_students(network, options, there, used, [seed], quiet)[0] for seed in (0, 1, 2)]
+    assert [replace(r, seconds=0) for r in together] == [replace(r, seconds=0) for r in alone]
+    assert len({r.train_loss_last for r in together}) == 3
+
+
 def test_failure_of_a_worker_is_the_callers(data: StudentData, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Student) -> None:
         raise FloatingPointError("student broke")
