@@ -386,7 +386,7 @@ def test_updates_follow_sgd_on_masked_gradients(data: Prepared, monkeypatch: pyt
     losses = [0.5, 1.4, 1.6, 0.1, 0.2]
     seen: list[tuple[Tensor, Tensor, float]] = []
 
-    def gradient(network, augment, images, labels, rate, start, target, steps, config):
+    def gradient(network, augment, images, labels, rate, *_):
         seen.append((images.detach().clone(), labels.detach().clone(), float(rate)))
         leaves = (images.detach() * 0.01 + 0.1, labels.detach() * 0.2)
         return SimpleNamespace(loss=torch.tensor(losses[len(seen) - 1]), leaves=leaves, rate=rate * 0.0 + 0.2)
