@@ -14,7 +14,7 @@ from diver.provenance import code_digest, used_modules
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src/diver"
 ROOMS = {
-    **dict.fromkeys(["gpu", "places", "workers"], -1),
+    **dict.fromkeys(["gpu", "graphs", "places", "workers"], -1),
     **dict.fromkeys(["config", "provenance", "progress", "tensorfile"], 0),
     **dict.fromkeys(["sets", "study"], 1),
     **dict.fromkeys(["data", "networks", "pictures", "setfile"], 2),

@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from recording import record
 from tinted import quiet, tinted
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diver import graphs
 from diver.config.distill import EDFConfig, ExpertsConfig
 from diver.data.prepared import Prepared
 from diver.distill import cam, edf, loop, trajectory
 from diver.distill.edf import distill_edf
 from diver.distill.experts import Experts, ExpertsError, train_experts
 from diver.distill.flat import FlatNetwork
+from diver.distill.recorded import recorded_trajectory
 from diver.distill.trajectory import draw_steps
 from diver.networks import create
 from diver.networks.augment import DSA
@@ -118,14 +121,15 @@ def test_common_pattern_dropout_against_the_equation(dropped: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "batch", "cached"), [("adjoint", None, 2**20), ("unrolled", 4, 512), ("adjoint", 4, 512)]
+    ("mode", "batch", "cached", "acted"),
+    [("adjoint", None, 2**20, 0), ("unrolled", 4, 512, 0), ("adjoint", 4, 512, 0), ("adjoint", 4, 512, 1)],
 )
 def test_gradients_against_an_unrolled_reference(
-    mode: str, batch: int | None, cached: int, monkeypatch: pytest.MonkeyPatch
+    mode: str, batch: int | None, cached: int, acted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Images, labels and step size, through three steps with augmentation, written out with torch's own network.
 
-    With 512 values near the cache, images are handled two by two.
+    With 512 values near the cache, images are handled two by two. acted: by recorded steps.
     """
     monkeypatch.setattr(trajectory, "CACHED", cached)
     config = EDFConfig(**TINY | {"gradient": mode, "batch_syn": batch, "dropped": 0.3})
@@ -136,7 +140,14 @@ def test_gradients_against_an_unrolled_reference(
     rate = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     start, target = network.initial(1).double(), network.initial(2).double()
     steps = draw_steps(6, 3, batch, augment, generator)
-    found = edf.student_gradient(network, augment, images, labels, rate.detach(), start, target, steps, config)
+    if acted:
+        monkeypatch.setattr(graphs, "records", lambda device: True)
+        monkeypatch.setattr(graphs, "record", record)
+    recorded = recorded_trajectory(network, augment, images, config.gradient)
+    assert bool(recorded) == acted
+    found = edf.student_gradient(
+        network, augment, images, labels, rate.detach(), start, target, steps, config, recorded
+    )
 
     module = create("convnet", **network.options).double()
     names = [name for name, _ in module.named_parameters()]
@@ -375,7 +386,7 @@ def test_updates_follow_sgd_on_masked_gradients(data: Prepared, monkeypatch: pyt
     losses = [0.5, 1.4, 1.6, 0.1, 0.2]
     seen: list[tuple[Tensor, Tensor, float]] = []
 
-    def gradient(network, augment, images, labels, rate, start, target, steps, config):
+    def gradient(network, augment, images, labels, rate, *_):
         seen.append((images.detach().clone(), labels.detach().clone(), float(rate)))
         leaves = (images.detach() * 0.01 + 0.1, labels.detach() * 0.2)
         return SimpleNamespace(loss=torch.tensor(losses[len(seen) - 1]), leaves=leaves, rate=rate * 0.0 + 0.2)
@@ -574,7 +585,7 @@ def test_refusals_name_the_values(data: Prepared) -> None:
 
 
 def test_a_step_size_below_zero_ends_the_run(data: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    def steep(network, augment, images, labels, rate, start, target, steps, config):
+    def steep(network, augment, images, labels, *_):
         leaves = (torch.zeros_like(images), torch.zeros_like(labels))
         return SimpleNamespace(loss=torch.tensor(0.5), leaves=leaves, rate=torch.tensor(6.0))
 

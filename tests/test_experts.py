@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,16 @@ from torch.nn import functional as F
 from diver.config.distill import ExpertsConfig
 from diver.data.prepared import Prepared
 from diver.distill import experts as module
-from diver.distill.experts import Experts, ExpertsError, Optimizer, accuracy, expert_path, train_epoch, train_experts
+from diver.distill.experts import (
+    Experts,
+    ExpertsError,
+    Optimizer,
+    RecordedEpochs,
+    accuracy,
+    expert_path,
+    train_epoch,
+    train_experts,
+)
 from diver.distill.flat import FlatNetwork
 from diver.distill.zca import MOST_VALUES, fit_whitening
 from diver.networks.augment import DSA
@@ -148,6 +158,49 @@ def test_a_stack_equals_separate_training(data: Prepared, optimizer: str, dtype:
     assert ((together - alone).norm(dim=1) <= tolerance * (alone - first).norm(dim=1)).all()
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "gsam"])
+@pytest.mark.parametrize("together", [1, 3 * 2 * 16 * 3 * 256 * 8, 2**30])
+def test_recorded_steps_train_the_same_experts(
+    data: Prepared, optimizer: str, together: int, acted_graphs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two epochs with a smaller last batch; images of one, two and all steps at a time; with others and alone."""
+    monkeypatch.setattr(module, "TOGETHER", together)
+    config = ExpertsConfig(**TINY | {"optimizer": optimizer, "momentum": 0.9, "weight_decay": 0.01})
+    network, images = FlatNetwork(3, 3, 16, 8, 2), data.standardised(data.train_images).double()
+    first = torch.stack([network.initial(seed) for seed in range(3)]).double()
+
+    def trained(members: Sequence[int], recorded: bool) -> Tensor:
+        weights = first[list(members)].clone()
+        state = Optimizer(config, torch.zeros_like(weights))
+        given = network, state, weights, lambda at: images[at], data.train_labels
+        epoch = RecordedEpochs(*given) if recorded else partial(train_epoch, *given)
+        for number in range(2):
+            epoch([torch.Generator().manual_seed(10 * number + seed) for seed in members])
+        return torch.cat([weights, state.velocity])
+
+    wanted = trained(range(3), False)
+    assert ((trained(range(3), True) - wanted).norm(dim=1) <= 1e-10 * wanted.norm(dim=1)).all()
+    assert torch.allclose(trained([1], True), wanted[[1, 4]], rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: experts on CUDA are not tested")
+@pytest.mark.parametrize("optimizer", ["sgd", "gsam"])
+def test_a_gpu_trains_the_same_experts(data: Prepared, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    config = ExpertsConfig(**TINY | {"optimizer": optimizer, "momentum": 0.9})
+    network, images, found = FlatNetwork(3, 3, 16, 8, 2), data.standardised(data.train_images), []
+    first = torch.stack([network.initial(seed) for seed in range(3)])
+    for make, device in ((RecordedEpochs, "cuda"), (partial, "cpu")):
+        weights, there = first.to(device, copy=True), images.to(device)
+        given = network, Optimizer(config, torch.zeros_like(weights)), weights, there.__getitem__
+        epoch = make(*([train_epoch] if make is partial else []), *given, data.train_labels.to(device))
+        for number in range(2):
+            epoch([torch.Generator().manual_seed(10 * number + seed) for seed in range(3)])
+        found.append(weights.cpu() - first)
+    assert ((found[0] - found[1]).norm(dim=1) < 0.05 * found[1].norm(dim=1)).all()
+
+
 def test_a_stack_of_experts_writes_the_same_files(data: Prepared, whole: Path, tmp_path: Path) -> None:
     """What a GPU does with several experts at a time, on this device."""
     config = ExpertsConfig(**TINY)
@@ -194,6 +247,41 @@ def test_other_settings_or_code_are_trained_anew(data: Prepared, tmp_path: Path)
     assert contents(tmp_path)["000.safetensors"] != first["000.safetensors"]
     train_experts(data, ExpertsConfig(**TINY | {"count": 1}), tmp_path, code="new", progress=quiet)
     assert json.loads((tmp_path / "experts.json").read_text())["code"] == "new"
+
+
+def test_stopped_stacks_of_recorded_steps_go_on_to_the_same_bytes(
+    data: Prepared, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, acted_graphs: None
+) -> None:
+    settings = {"momentum": 0.9, "optimizer": "gsam"}
+    made(data, tmp_path / "whole", **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordedEpochs, "__call__", stopping(RecordedEpochs.__call__, 2))
+        with pytest.raises(KeyboardInterrupt):
+            made(data, tmp_path / "cut", **settings)
+    epochs: list[int] = []
+    train_experts(
+        data, ExpertsConfig(**TINY | settings), tmp_path / "cut", code="abc", progress=lambda *n: epochs.append(n[0])
+    )
+    # Both experts together, of whose three epochs one was done.
+    assert epochs == [2, 4]
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    made(data, tmp_path / "plain")
+    recorded, eager = (Experts.open(path).weights(1, 3) for path in (tmp_path / "plain", whole))
+    assert torch.allclose(recorded, eager, atol=1e-5)
+
+
+def stopping(function: Any, call: int) -> Any:
+    """The function, but the given call of it is interrupted."""
+    calls = 0
+
+    def stopped(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise KeyboardInterrupt
+        return function(*arguments)
+
+    return stopped
 
 
 @pytest.mark.parametrize("settings", [{}, {"momentum": 0.9, "optimizer": "gsam"}])

@@ -4,6 +4,7 @@ import gc
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from diver.distill import loop, trajectory
 from diver.distill.experts import Experts, ExpertsError, train_experts
 from diver.distill.flat import FlatNetwork
 from diver.distill.mtt import distill_mtt, matching_loss
+from diver.distill.recorded import RecordedTrajectory, at_once, recorded_trajectory
 from diver.distill.trajectory import Training, Trajectory, augmented, draw_steps, parts, trajectory_gradient
 from diver.networks import create
 from diver.networks.augment import DSA
@@ -317,6 +319,98 @@ def test_an_unknown_mode_is_refused(problem: Callable[..., Trajectory]) -> None:
         problem(*leaves_and_rate(), "exact")
 
 
+# --- recorded steps
+
+
+@pytest.mark.parametrize("mode", ["adjoint", "truncated"])
+def test_recorded_steps_give_the_same_gradients(acted_graphs: None, mode: Any) -> None:
+    """Of images, labels and step size, for batches of two sizes; the second trajectory replays what the first left."""
+    network, augment = FlatNetwork(3, 3, 8, width=4, depth=2), DSA()
+    images, labels = double(7, 3, 8, 8, seed=1).requires_grad_(), double(7, 3, seed=2).requires_grad_()
+    recorded = recorded_trajectory(network, augment, images, mode)
+    assert recorded
+
+    def answers(mine: Tensor) -> Tensor:
+        return labels[mine].softmax(1)
+
+    for seed in range(3):
+        start, rate = point(network), torch.tensor(0.3 + seed / 10, dtype=torch.float64)
+        target = start + 0.1 * double(network.size, seed=seed)
+        steps = draw_steps(7, 6 - seed, 5, augment, torch.Generator().manual_seed(seed))
+        final, before = partial(matching_loss, start=start, target=target), start.clone()
+        found = recorded(images, answers, steps, start, rate, [images, labels], final)
+        training = augmented(network, augment, images, answers, steps)
+        wanted = trajectory_gradient(
+            start, training.losses, len(steps), rate, [images, labels], final, mode, training.slopes
+        )
+        for ours, theirs in zip(
+            (found.loss, found.end, found.rate, *found.leaves), (wanted.loss, wanted.end, wanted.rate, *wanted.leaves),
+            strict=True,
+        ):  # fmt: skip
+            assert relative(ours, theirs) < 1e-10
+            assert not ours.requires_grad
+        assert torch.equal(start, before)
+        with torch.no_grad():
+            images.sub_(found.leaves[0], alpha=0.1)
+    assert sorted(recorded._batches) == [2, 5]
+
+
+def test_recorded_steps_of_labels_that_are_not_learned(acted_graphs: None) -> None:
+    network, images = FlatNetwork(3, 3, 8, width=4, depth=2), double(6, 3, 8, 8, seed=1).requires_grad_()
+    augment, hard = DSA("none"), torch.eye(3, dtype=torch.float64).repeat(2, 1)
+    steps = draw_steps(6, 3, None, augment, torch.Generator().manual_seed(1))
+    start, rate = point(network), torch.tensor(0.3, dtype=torch.float64)
+    found = RecordedTrajectory(network, augment, images, "adjoint")(
+        images, lambda at: hard[at], steps, start, rate, [images], lambda end: end.square().sum()
+    )
+    training = augmented(network, augment, images, lambda at: hard[at], steps)
+    wanted = trajectory_gradient(start, training.losses, 3, rate, [images], lambda end: end.square().sum())
+    assert relative(found.leaves[0], wanted.leaves[0]) < 1e-10
+    assert relative(found.rate, wanted.rate) < 1e-10
+
+
+def test_images_of_all_steps_are_those_of_each() -> None:
+    images, augment = double(7, 3, 8, 8, seed=1), DSA()
+    steps = draw_steps(7, 12, 3, augment, torch.Generator().manual_seed(3))
+    assert len({drawn.family for _, drawn in steps}) > 3
+    shown, positions, places = at_once(augment, lambda at: images[at], steps, images.device)
+    assert sorted(row for place in places for row in range(place.start, place.stop)) == list(range(len(shown)))
+    for (index, drawn), place in zip(steps, places, strict=True):
+        assert torch.equal(positions[place], index)
+        assert torch.allclose(shown[place], augment.apply(images[index], drawn), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: trajectories on CUDA are not tested")
+@pytest.mark.parametrize("mode", ["adjoint", "truncated"])
+def test_a_gpu_gives_the_same_gradients(mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    network, augment, device = FlatNetwork(10, 3, 32, width=32), DSA(), torch.device("cuda")
+    cpu = torch.randn(20, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    hard, start = torch.eye(10).repeat(2, 1), network.initial(3)
+    target, recorded, found = start + 0.01 * double(network.size, seed=1).float(), None, []
+    for seed in range(2):
+        steps = draw_steps(20, 8, 15, augment, torch.Generator().manual_seed(seed))
+        for there in (True, False):
+            place = device if there else torch.device("cpu")
+            images, labels = cpu.to(place).requires_grad_(), hard.to(place)
+            first, rate = start.to(place), torch.tensor(0.02, device=place)
+            final = partial(matching_loss, start=first, target=target.to(place))
+            if there:
+                recorded = recorded or recorded_trajectory(network, augment, images, mode)
+                assert recorded
+                found.append(recorded(images, labels.__getitem__, steps, first, rate, [images], final))
+                continue
+            training = augmented(network, augment, images, labels.__getitem__, steps)
+            wanted = trajectory_gradient(
+                first, training.losses, len(steps), rate, [images], final, mode, training.slopes
+            )
+            assert found[-1].loss.item() == pytest.approx(wanted.loss.item(), rel=1e-2)
+            assert found[-1].rate.item() == pytest.approx(wanted.rate.item(), rel=5e-2)
+            assert relative(found[-1].leaves[0].cpu(), wanted.leaves[0]) < 5e-2
+            assert relative(found[-1].end.cpu() - start, wanted.end - start) < 2e-2
+
+
 # --- the method
 
 
@@ -400,6 +494,19 @@ def test_modes(data: Prepared, folder: Path) -> None:
     assert relative(truncated - start, adjoint - start) > 1e-2
 
 
+@pytest.mark.parametrize(("mode", "batch"), [("adjoint", 4), ("truncated", None), ("unrolled", 4)])
+def test_runs_of_recorded_steps(
+    data: Prepared, folder: Path, request: pytest.FixtureRequest, mode: str, batch: int | None
+) -> None:
+    settings = {"gradient": mode, "batch_syn": batch}
+    start, found = made(data, folder, learning_rate=1e-12, **settings), made(data, folder, **settings)
+    request.getfixturevalue("acted_graphs")
+    again = made(data, folder, **settings)
+    assert relative(again.images - start.images, found.images - start.images) < 1e-3
+    rates = [one.steps[0].parameters["syn_lr"] for one in (again, found)]
+    assert rates[0] == pytest.approx(rates[1], rel=1e-5)
+
+
 def test_students_come_closer_to_the_experts(data: Prepared, folder: Path) -> None:
     losses: list[float] = []
     config = MTTConfig(**TINY | {"experts": str(folder), "iterations": 60, "augmentation": "none", "max_start": 1})
@@ -422,10 +529,20 @@ def test_real_and_noise_starts(data: Prepared, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("white", [False, True])
+@pytest.mark.parametrize("recorded", [False, True])
 def test_what_was_stopped_goes_on_to_the_same_bytes(
-    data: Prepared, folder: Path, white_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, white: bool
+    data: Prepared,
+    folder: Path,
+    white_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    white: bool,
+    recorded: bool,
 ) -> None:
     experts = white_folder if white else folder
+    if recorded:
+        request.getfixturevalue("acted_graphs")
     monkeypatch.setattr(loop, "save_grid", lambda *_: None)
     whole = made(data, experts)
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0)

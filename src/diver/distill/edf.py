@@ -29,6 +29,7 @@ from diver.distill.cam import last_maps, smooth_grad_cam
 from diver.distill.experts import Experts
 from diver.distill.flat import FlatNetwork
 from diver.distill.loop import Run, momentum_step
+from diver.distill.recorded import RecordedTrajectory, recorded_trajectory, sent
 from diver.distill.trajectory import Trajectory, augmented, draw_steps, trajectory_gradient
 from diver.networks.augment import DSA, Augmentation
 from diver.networks.weights import Restandardised, WeightsError
@@ -189,19 +190,26 @@ def student_gradient(
     target: Tensor,
     steps: Sequence[tuple[Tensor, Augmentation]],
     config: EDFConfig,
+    recorded: RecordedTrajectory | None = None,
 ) -> Trajectory:
     """The loss after a student's training from `start` [P], and its gradients.
 
     images: [N, C, H, W]; labels: logits [N, K]; rate: 0-d, the student's learning rate; target: [P]; steps: as drawn.
+    recorded: what makes the gradients of this network and `config.gradient` of recorded steps, if they are.
     `leaves` are the gradients of images and labels.
     """
+    leaves, mode = [images, labels], config.gradient
 
     def final(end: Tensor) -> Tensor:
         return matching_loss(end, start, target, config.dropped)
 
-    training = augmented(network, augment, images, lambda mine: labels.index_select(0, mine).softmax(1), steps)
-    leaves, mode, slopes = [images, labels], config.gradient, training.slopes
-    return trajectory_gradient(start, training.losses, len(steps), rate, leaves, final, mode, slopes)
+    def answers(mine: Tensor) -> Tensor:
+        return labels[mine].softmax(1)
+
+    if recorded:
+        return recorded(images, answers, steps, start, rate, leaves, final)
+    training = augmented(network, augment, images, answers, steps)
+    return trajectory_gradient(start, training.losses, len(steps), rate, leaves, final, mode, training.slopes)
 
 
 def distill_edf(
@@ -256,15 +264,16 @@ def distill_edf(
     average, accepted = images.detach().clone(), torch.zeros((), dtype=torch.int64)
     maps, attention = attention_maps(config, data, ipc, experts, generator)
     mask, augment = torch.ones_like(images[:, :1]), DSA(config.augmentation)
+    recorded = recorded_trajectory(experts.network, augment, images, config.gradient)
 
     def iteration(number: int) -> float:
         if maps and number % config.interval == 0:
             mask.copy_(emphasis(maps(images), config.beta, config.act_threshold))
         expert = int(torch.randint(experts.count, (), generator=generator))
         epoch = int(torch.randint(config.min_start, start_bound(config, number), (), generator=generator))
-        first, target = (experts.weights(expert, e).to(device) for e in (epoch, epoch + config.expert_epochs))
+        first, target = (sent(experts.weights(expert, e), device) for e in (epoch, epoch + config.expert_epochs))
         steps = draw_steps(len(images), config.syn_steps, config.batch_syn, augment, generator)
-        found = student_gradient(experts.network, augment, images, labels, rate, first, target, steps, config)
+        found = student_gradient(experts.network, augment, images, labels, rate, first, target, steps, config, recorded)
         if (loss := found.loss.item()) <= config.threshold:
             gradients = {"images": found.leaves[0] * mask, "labels": found.leaves[1], "rate": found.rate}
             for name, (variable, speed, momentum) in learned.items():

@@ -6,8 +6,9 @@ after each) and `test_accuracy` float32 [1] after the last, `zca.safetensors` if
 
 Everything random of an expert comes from the seed, its number and the epoch, so it depends on nothing else: neither on
 the other experts, nor on how many are trained at a time. On a CPU experts train side by side, each on one core; on a
-GPU as one stack of weights. GSAM (Zhuang et al. 2022, algorithm 1), with g the gradient at theta and g_p that at
-theta + rho g / |g| on the same batch, steps along g_p - alpha (g - <g, g_p> g_p / |g_p|^2).
+GPU several take each step together, as one that is recorded. GSAM (Zhuang et al. 2022, algorithm 1), with g the
+gradient at theta and g_p that at theta + rho g / |g| on the same batch, steps along g_p - alpha (g - <g, g_p> g_p /
+|g_p|^2).
 """
 
 import hashlib
@@ -21,12 +22,13 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
 from torch.nn import functional as F
 
+from diver import graphs
 from diver.config.distill import ExpertsConfig
 from diver.data.prepared import Prepared
 from diver.distill.flat import FlatNetwork
+from diver.distill.recorded import at_once
 from diver.distill.trajectory import parts
 from diver.distill.zca import Whitening, fit_whitening
 from diver.networks.augment import DSA
@@ -43,8 +45,9 @@ from diver.tensorfile import (
 from diver.workers import Report, best_device, side_by_side
 
 MANIFEST, WHITENING, FORMAT = "experts.json", "zca.safetensors", "experts 1"
-# Experts in one stack on a GPU.
+# Experts that take their steps together on a GPU, and bytes of images that are augmented together for them.
 STACK = 8
+TOGETHER = 2**28
 # Added to norms, as GSAM's released code does.
 EPSILON = 1e-12
 # Images per pass when accuracy is measured.
@@ -78,18 +81,13 @@ def stack_gradient(network: FlatNetwork, images: Tensor, labels: Tensor, weights
 
     images: [S, B, C, H, W], labels: int64 [S, B], a batch for each.
     """
-    if len(weights) > 1:
-
-        def loss(flat: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            return F.cross_entropy(network.plain(flat, x), y)
-
-        return vmap(grad(loss))(weights, images, labels)
-    total, count = torch.zeros_like(weights[0]), len(labels[0])
-    flat = weights[0].detach().requires_grad_()
-    for rows in parts(torch.arange(count, device=labels.device), network):
-        part = F.cross_entropy(network(flat, images[0, rows]), labels[0, rows], reduction="sum") / count
-        total += torch.autograd.grad(part, flat)[0]
-    return total[None]
+    found = torch.zeros_like(weights)
+    for total, row, shown, own in zip(found, weights, images, labels, strict=True):
+        flat = row.detach().requires_grad_()
+        for rows in parts(torch.arange(len(own), device=own.device), network):
+            part = F.cross_entropy(network(flat, shown[rows]), own[rows], reduction="sum") / len(own)
+            total += torch.autograd.grad(part, flat)[0]
+    return found
 
 
 class Optimizer:
@@ -132,6 +130,71 @@ def train_epoch(
         ]
         images, own = torch.stack(shown), labels[chosen.to(labels.device)]
         optimizer.step(weights, partial(stack_gradient, network, images, own))
+
+
+class RecordedEpochs:
+    """`train_epoch` by steps of all experts that are recorded, one for each size of a batch.
+
+    An expert's passes follow those of another, by torch's own layers: one's batch is enough for a GPU. Images of many
+    steps are augmented together.
+    """
+
+    def __init__(
+        self,
+        network: FlatNetwork,
+        optimizer: Optimizer,
+        weights: Tensor,
+        batch: Callable[[Tensor], Tensor],
+        labels: Tensor,
+    ) -> None:
+        self.network, self.optimizer, self.weights, self.batch, self.labels = network, optimizer, weights, batch, labels
+        self._steps: dict[int, tuple[Tensor, Tensor, graphs.Graphed]] = {}
+
+    def _step(self, count: int) -> tuple[Tensor, Tensor, graphs.Graphed]:
+        """Memory for images [S, n, C, H, W] and labels [S, n] of n = `count`, and the step on them."""
+        if count not in self._steps:
+            options, experts = self.network.options, len(self.weights)
+            images = self.weights.new_zeros(experts, count, options["channels"], options["size"], options["size"])
+            labels = self.labels.new_zeros(experts, count)
+
+            def gradient(weights: Tensor) -> Tensor:
+                found = []
+                for row, shown, own in zip(weights, images, labels, strict=True):
+                    # In memory of its own, because kernels want it aligned, which rows of any length are not.
+                    flat = row.detach().clone().requires_grad_()
+                    loss = F.cross_entropy(self.network.plain(flat, shown), own)
+                    found += torch.autograd.grad(loss, flat)
+                return torch.stack(found)
+
+            def step() -> None:
+                self.optimizer.step(self.weights, gradient)
+
+            state = [self.weights, self.optimizer.velocity]
+            self._steps[count] = images, labels, graphs.Graphed(step, state, self.weights.device)
+        return self._steps[count]
+
+    def __call__(self, generators: Sequence[torch.Generator]) -> None:
+        """An epoch, in place; each expert draws order and augmentation from its own generator."""
+        config, options, augment = self.optimizer.config, self.network.options, DSA(self.optimizer.config.augmentation)
+        orders = torch.stack([torch.randperm(len(self.labels), generator=generator) for generator in generators])
+        steps = orders.split(config.batch, dim=1)
+        bytes_of_step = steps[0].numel() * options["channels"] * options["size"] ** 2 * self.weights.element_size()
+        chunk = max(1, TOGETHER // bytes_of_step)
+        for first in range(0, len(steps), chunk):
+            together = steps[first : first + chunk]
+            drawn = [
+                (mine, augment.draw(len(mine), generator))
+                for chosen in together
+                for mine, generator in zip(chosen, generators, strict=True)
+            ]
+            shown, positions, places = at_once(augment, self.batch, drawn, self.weights.device)
+            own = self.labels[positions]
+            for number, chosen in enumerate(together):
+                images, labels, step = self._step(chosen.shape[1])
+                mine = places[number * len(generators) : (number + 1) * len(generators)]
+                torch.stack([shown[place] for place in mine], out=images)
+                torch.stack([own[place] for place in mine], out=labels)
+                step()
 
 
 @torch.no_grad()
@@ -247,9 +310,13 @@ def _train(task: _Task, numbers: Sequence[int], report: Report) -> None:
         velocities.append(velocity)
     weights, labels = torch.stack(rows).to(task.device), task.data.train_labels.to(task.device)
     optimizer, batch = Optimizer(config, torch.stack(velocities).to(task.device)), task.batches(test=False)
+    recorded = RecordedEpochs(task.network, optimizer, weights, batch, labels) if graphs.records(task.device) else None
     for epoch in range(done, config.epochs):
         generators = [torch.Generator().manual_seed(_seed(config.seed, number, epoch)) for number in numbers]
-        train_epoch(task.network, optimizer, weights, batch, labels, generators)
+        if recorded:
+            recorded(generators)
+        else:
+            train_epoch(task.network, optimizer, weights, batch, labels, generators)
         if not torch.isfinite(weights).all():
             raise FloatingPointError(f"experts: weights are not finite after epoch {epoch + 1}; lower learning_rate")
         for file, row, velocity in zip(files, weights, optimizer.velocity, strict=True):
@@ -266,7 +333,7 @@ def _stacks(task: _Task, numbers: Sequence[int]) -> list[list[int]]:
     for number in numbers:
         state = task.file(number).resume()
         done.setdefault(state[0] if state else 0, []).append(number)
-    together = STACK if task.device.type == "cuda" else 1
+    together = STACK if graphs.records(task.device) else 1
     return [mine[start : start + together] for mine in done.values() for start in range(0, len(mine), together)]
 
 

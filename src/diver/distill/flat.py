@@ -314,10 +314,10 @@ class FlatNetwork:
         return network
 
     def plain(self, flat: Tensor, images: Tensor) -> Tensor:
-        """The same logits out of torch's own layers, for transformations of `torch.func`."""
+        """The same logits out of torch's own layers: faster on a GPU, where nothing is gained by slices."""
         x, parts = images, self.parts(flat)
-        for weight, bias, scale, shift in _blocks(parts):
-            x = F.group_norm(F.conv2d(x, weight, bias, padding=1), len(scale), scale, shift, EPSILON)
+        for weight, _, scale, shift in _blocks(parts):
+            x = F.group_norm(F.conv2d(x, weight, padding=1), len(scale), scale, shift, EPSILON)
             x = F.avg_pool2d(F.relu(x), 2)
         return F.linear(x.flatten(1), *parts[-2:])
 

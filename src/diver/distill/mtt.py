@@ -23,6 +23,7 @@ from diver.data.prepared import Prepared
 from diver.distill.base import class_members, distilled, first_images, standard_range
 from diver.distill.experts import Experts
 from diver.distill.loop import Run, momentum_step
+from diver.distill.recorded import recorded_trajectory, sent
 from diver.distill.trajectory import Trajectory, augmented, draw_steps, trajectory_gradient
 from diver.networks.augment import DSA
 from diver.progress import Progress, reporter
@@ -67,27 +68,34 @@ def distill_mtt(
     images, rate = nn.Parameter(first.to(device)), torch.tensor(config.syn_rate, device=device)
     velocity, rate_velocity = torch.zeros_like(images), torch.zeros_like(rate)
     targets = F.one_hot(torch.arange(classes, device=device).repeat_interleave(ipc), classes).to(images)
-    augment = DSA(config.augmentation)
+    augment, mode = DSA(config.augmentation), config.gradient
+    student = recorded_trajectory(experts.network, augment, images, mode)
+
+    def answers(mine: Tensor) -> Tensor:
+        return targets[mine]
 
     def gradient(start: Tensor, target: Tensor) -> Trajectory:
         steps = draw_steps(len(images), config.syn_steps, config.batch_syn, augment, generator)
-        training = augmented(experts.network, augment, images, lambda mine: targets[mine], steps)
 
         def final(end: Tensor) -> Tensor:
             return matching_loss(end, start, target)
 
-        mode, slopes = config.gradient, training.slopes
-        return trajectory_gradient(start, training.losses, len(steps), rate, [images], final, mode, slopes)
+        if student:
+            return student(images, answers, steps, start, rate, [images], final)
+        training = augmented(experts.network, augment, images, answers, steps)
+        return trajectory_gradient(start, training.losses, len(steps), rate, [images], final, mode, training.slopes)
 
     def iteration(number: int) -> float:
         expert = int(torch.randint(experts.count, (), generator=generator))
         epoch = int(torch.randint(config.max_start, (), generator=generator))
-        found = gradient(*(experts.weights(expert, e).to(device) for e in (epoch, epoch + config.expert_epochs)))
+        found = gradient(*(sent(experts.weights(expert, e), device) for e in (epoch, epoch + config.expert_epochs)))
         momentum_step(images, found.leaves[0], velocity, config.learning_rate, config.momentum)
         momentum_step(rate, found.rate, rate_velocity, config.rate_rate, config.momentum)
-        if rate.item() <= 0:
-            raise FloatingPointError(f"mtt: step size is {rate.item():.3g} at iteration {number}; lower rate_rate")
-        return found.loss.item()
+        # Together, because reading is waiting for the device.
+        loss, size = torch.stack([found.loss, rate]).tolist()
+        if size <= 0:
+            raise FloatingPointError(f"mtt: step size is {size:.3g} at iteration {number}; lower rate_rate")
+        return float(loss)
 
     def standardised() -> Tensor:
         return scale.from_unit(zca.restore(images.detach())) if zca else images.detach()
