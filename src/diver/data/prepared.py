@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,9 +14,15 @@ from diver.tensorfile import TensorFileError, read_tensors, tensors_digest, writ
 _TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
+@lru_cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """float32 [C, 1, 1], kept because bringing numbers to a GPU waits for it."""
+    return torch.tensor(values, device=device).view(-1, 1, 1)
+
+
 def standardise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 [n, C, H, W] as float32: to [0, 1], minus the mean, over the deviation, per channel."""
-    centre, spread = (images.new_tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (mean, std))
+    centre, spread = (_per_channel(tuple(v), images.device) for v in (mean, std))
     return (images.float() / 255 - centre) / spread
 
 
