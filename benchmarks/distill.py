@@ -35,6 +35,9 @@ OUTER, INNER = 2, 10
 STEPS = {1: 50, 10: 3}
 
 
+GPU_REPORTS = 3
+
+
 def random_data() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (CLASSES * PER_CLASS, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
@@ -174,7 +177,7 @@ def time_public(method: str, folder: str, ipc: int, repeats: int) -> float:
 def time_ours(method: str, variant: dict[str, Any], ipc: int, repeats: int) -> float:
     from diver.config.distill import SETTINGS, ExpertsConfig
     from diver.data.prepared import Prepared
-    from diver.distill import METHODS
+    from diver.distill import METHODS, loop
     from diver.workers import keep_freed_memory
 
     keep_freed_memory()
@@ -193,9 +196,14 @@ def time_ours(method: str, variant: dict[str, Any], ipc: int, repeats: int) -> f
             train_experts(data, ExpertsConfig(count=1, epochs=1), Path(folder), progress=lambda *_: None)
             # The gradient of the step size is computed either way; a step along it may end below zero.
             settings |= {"experts": folder, "syn_steps": STEPS[ipc], "expert_epochs": 1, "max_start": 1, "rate_rate": 0}
+        together = 1
+        if torch.cuda.is_available():
+            # A report waits for the device, which a run of thousands of iterations does a hundred times.
+            loop.REPORTS, together, rounds = GPU_REPORTS, repeats, 1
+            settings["iterations"] = GPU_REPORTS * repeats
         stamps = []
         METHODS[method](data, ipc, SETTINGS[method](**settings), progress=lambda *_: stamps.append(time.perf_counter()))
-    return min(after - before for before, after in zip(stamps, stamps[rounds:], strict=False))
+    return min(after - before for before, after in zip(stamps, stamps[rounds:], strict=False)) / together
 
 
 def operations(method: str, ipc: int) -> float:

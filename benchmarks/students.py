@@ -3,7 +3,9 @@
 The usual way (`plain`): for every seed a DataLoader over a TensorDataset, torch.optim, torch's schedulers, averaging
 by parameter, a DataLoader for the test images, and all cores for one network. Ours: the students of a job side by
 side. `stack`: the seeds as one network with stacked weights (torch.func), training steps only. Network, augmentation,
-batches, schedule and number of tests are the same. Each side runs in a fresh process; importing torch is left out.
+batches, schedule and number of tests are the same. On a CPU each side runs in a fresh process; importing torch is left
+out. On a GPU all run in this one after two epochs that are not timed, which start the device and, for the sides so
+called, compile; `first` is what these took.
 
 The floor is what the same additions and multiplications (counted by torch) would take at the rate of a large matrix
 product, measured beside it on as many cores. Images are random, for only time is compared; `--accuracy` compares
@@ -35,7 +37,7 @@ from diver.networks import create
 from diver.networks.augment import DSA
 from diver.students import StudentData, StudentProtocol, student_protocol, train_students
 
-CLASSES, SIZE, EPOCHS, TESTS = 10, 32, 1000, 10_000
+CLASSES, SIZE, EPOCHS, TESTS, GPU_EPOCHS = 10, 32, 1000, 10_000, 200
 # GLaD's transformer for small images: patches of 4, six layers.
 NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {
     "convnet-3": ("convnet-3", {}, 10),
@@ -54,7 +56,7 @@ def random_data(ipc: int, tests: int, device: torch.device) -> StudentData:
 
 def run_ours(name: str, used: StudentProtocol, seeds: list[int], data: StudentData, cores: int) -> list[float]:
     network, options, _ = NETWORKS[name]
-    results = train_students(network, options, data, used, seeds, lambda *_: None, workers=cores)
+    results = train_students(network, options, data, used, seeds, lambda *_: None, workers=cores, memory_gb=40)
     return [r.accuracy_last for r in results]
 
 
@@ -127,6 +129,8 @@ SIDES: dict[str, tuple[Callable[..., list[float]], str]] = {
     "plain": (run_plain, "fp32"),
     "ours": (run_ours, "fp32"),
     "ours-bf16": (run_ours, "bf16"),
+    "ours-compiled": (run_ours, "fp32"),
+    "ours-bf16-compiled": (run_ours, "bf16"),
     "stack": (run_stack, "fp32"),
 }
 
@@ -155,6 +159,8 @@ def matrix_rate(precision: str, cores: int, device: torch.device, seconds: float
     a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     threads = torch.get_num_threads()
     torch.set_num_threads(cores)
+    # As torch's convolutions are on a GPU by default.
+    torch.backends.cuda.matmul.allow_tf32 = True
     try:
         a @ b
         done, started = 0, time.perf_counter()
@@ -166,6 +172,7 @@ def matrix_rate(precision: str, cores: int, device: torch.device, seconds: float
         return done * 2 * size**3 / (time.perf_counter() - started)
     finally:
         torch.set_num_threads(threads)
+        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def short_protocol(precision: str, epochs: int) -> StudentProtocol:
@@ -181,11 +188,12 @@ def one_side(arguments: argparse.Namespace, side: str, name: str) -> tuple[float
     return seconds, accuracies
 
 
-def run_only(arguments: argparse.Namespace) -> None:
-    side, name = arguments.only.split(":")
+def timed(
+    arguments: argparse.Namespace, side: str, name: str, epochs: int, device: torch.device
+) -> tuple[float, list[float]]:
+    """Seconds of one side in this process, and its accuracies."""
     runner, precision = SIDES[side]
-    epochs = arguments.epochs or NETWORKS[name][2]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    os.environ["DIVER_COMPILE"] = str(int(side.endswith("compiled")))
     used = short_protocol(precision, epochs)
     if arguments.accuracy:
         data, used = real_data(arguments, used, device)
@@ -195,7 +203,13 @@ def run_only(arguments: argparse.Namespace) -> None:
     accuracies = runner(name, used, list(range(arguments.seeds)), data, arguments.cores)
     if device.type == "cuda":
         torch.cuda.synchronize()
-    print(json.dumps([time.perf_counter() - started, accuracies]))
+    return time.perf_counter() - started, accuracies
+
+
+def run_only(arguments: argparse.Namespace) -> None:
+    side, name = arguments.only.split(":")
+    epochs = arguments.epochs or NETWORKS[name][2]
+    print(json.dumps(timed(arguments, side, name, epochs, torch.device("cpu"))))
 
 
 def real_data(
@@ -240,22 +254,28 @@ def main() -> None:
     for precision, rate in rates.items():
         print(f"matrix rate, {precision}, {device}, {arguments.cores} cores: {rate / 1e9:.0f} GFLOP/s", flush=True)
     print(
-        "network,side,epochs,seeds,seconds,seconds_for_1000_epochs,times_faster,floor_seconds,share_of_floor,accuracy"
+        "network,side,epochs,seeds,seconds,seconds_for_1000_epochs,times_faster,floor_seconds,share_of_floor,first,"
+        "accuracy"
     )
     for name in arguments.networks:
-        epochs = arguments.epochs or NETWORKS[name][2]
+        epochs = arguments.epochs or (GPU_EPOCHS if device.type == "cuda" else NETWORKS[name][2])
         data = random_data(arguments.ipc, max(1, TESTS * epochs // EPOCHS), torch.device("cpu"))
         flop, plain = work_flop(name, data, short_protocol("fp32", epochs), arguments.seeds), None
         for side in arguments.sides:
-            seconds, accuracies = one_side(arguments, side, name)
+            first = 0.0
+            if device.type == "cuda":
+                first, _ = timed(arguments, side, name, 2, device)
+                seconds, accuracies = timed(arguments, side, name, epochs, device)
+            else:
+                seconds, accuracies = one_side(arguments, side, name)
             plain = seconds if side == "plain" else plain
             faster = f"{plain / seconds:.2f}" if plain else ""
             floor = flop / rates[SIDES[side][1]]
             shown = interval(accuracies) if arguments.accuracy and accuracies else ""
             per = seconds * EPOCHS / epochs
             print(
-                f"{name},{side},{epochs},{arguments.seeds},{seconds:.1f},{per:.0f},{faster},"
-                f"{floor:.1f},{floor / seconds:.0%},{shown}",
+                f"{name},{side},{epochs},{arguments.seeds},{seconds:.2f},{per:.1f},{faster},"
+                f"{floor:.2f},{floor / seconds:.0%},{first:.1f},{shown}",
                 flush=True,
             )
 

@@ -149,6 +149,7 @@ class RecordedEpochs:
     ) -> None:
         self.network, self.optimizer, self.weights, self.batch, self.labels = network, optimizer, weights, batch, labels
         self._steps: dict[int, tuple[Tensor, Tensor, graphs.Graphed]] = {}
+        self._logits = graphs.compiled(network.plain, weights.device)
 
     def _step(self, count: int) -> tuple[Tensor, Tensor, graphs.Graphed]:
         """Memory for images [S, n, C, H, W] and labels [S, n] of n = `count`, and the step on them."""
@@ -162,7 +163,7 @@ class RecordedEpochs:
                 for row, shown, own in zip(weights, images, labels, strict=True):
                     # In memory of its own, because kernels want it aligned, which rows of any length are not.
                     flat = row.detach().clone().requires_grad_()
-                    loss = F.cross_entropy(self.network.plain(flat, shown), own)
+                    loss = F.cross_entropy(self._logits(flat, shown), own)
                     found += torch.autograd.grad(loss, flat)
                 return torch.stack(found)
 

@@ -93,11 +93,12 @@ class RecordedTrajectory:
         images = self._like.new_zeros(count, *self._like.shape[1:])
         targets = self._like.new_zeros(count, network.options["classes"])
         of_images, of_targets = torch.zeros_like(images), torch.zeros_like(targets)
+        logits = graphs.compiled(network.plain, images.device)
 
         def forward() -> None:
             """theta_i to theta_{i+1}."""
             at = theta.detach().requires_grad_()
-            loss = cross_entropy(network.plain(at, images), targets)
+            loss = cross_entropy(logits(at, images), targets)
             theta.addcmul_(torch.autograd.grad(loss, at)[0], rate, value=-1)
 
         def backward() -> None:

@@ -194,7 +194,12 @@ class Student:
             for images, wanted in zip(x.split(part), target.split(part), strict=True):
                 logits = self._passes(images).float() / self.protocol.temperature
                 loss = F.cross_entropy(logits, wanted, reduction="sum") / len(x)
-                loss.backward()
+                if graphs.records(x.device):
+                    # Adding to `grad` happens on the stream that saw the parameter first, which need not be recorded.
+                    found = torch.autograd.grad(loss, list(self.network.parameters()), materialize_grads=True)
+                    self.gradient.add_(torch.cat([gradient.flatten() for gradient in found]))
+                else:
+                    loss.backward()
                 yield loss.detach()
 
     def _step(self, x: Tensor, target: Tensor, rate: float) -> None:

@@ -1,0 +1,169 @@
+"""Stage-1 methods at their published settings on CIFAR-10, each within a time limit, and what students learn from them.
+
+    python benchmarks/reproduce.py --prepared data/prepared/cifar10.safetensors --runs dm:1:60 dsa:10:90 mtt:1:60
+
+A run is METHOD:IPC:SECONDS. One that is not done within its seconds is ended, and what it has by then is used; the line
+says how many of the published iterations were made. Students are DC's: ConvNet-3, 1000 epochs, with DSA's augmentation
+(`dc-eval`), five seeds; for sets of whitened images also on white ones, as MTT publishes them. Experts for MTT are
+trained as they are needed, fewer than published and only for as many epochs as MTT looks at, which is said too. Sets
+are written to a folder, for `diver evaluate` and the like. This is what a GPU does in minutes; `config/stage1.yaml` is
+the whole.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diver.config.distill import SETTINGS, ExpertsConfig
+from diver.config.distill_presets import published, published_experts
+from diver.config.protocols import protocol
+from diver.config.students import Architecture
+from diver.data.prepared import Prepared
+from diver.distill import METHODS, dc, dm, loop, mtt
+from diver.distill.base import distilled, standard_range
+from diver.distill.experts import Experts, train_experts
+from diver.report.statistics import t_interval
+from diver.sets import DistilledSet
+from diver.students import StudentData, evaluate_set, student_protocol, train_students
+from diver.workers import best_device
+
+STUDENT = Architecture(network="convnet-3", label="ConvNet-3")
+
+
+class TimeIsUp(Exception):
+    pass
+
+
+class Stopped(loop.Run):
+    """A run that ends when its time is up. The last one made is kept."""
+
+    last: "Stopped"
+    until = float("inf")
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        Stopped.last = self
+
+    def iterate(self, iterations: int, iteration: Any, picture: Any = None) -> None:
+        self.total = iterations
+
+        def watched(number: int) -> Any:
+            if time.monotonic() > Stopped.until:
+                torch.cuda.synchronize() if torch.cuda.is_available() else None
+                raise TimeIsUp
+            return iteration(number)
+
+        super().iterate(iterations, watched, None)
+
+
+def settings_of(method: str, ipc: int, options: argparse.Namespace) -> Any:
+    chosen = published(method, "cifar10", ipc)
+    if method == "mtt":
+        chosen["experts"] = str(experts_folder(chosen["experts"], options))
+    if method in ("dc", "dsa", "dm"):
+        chosen["precision"] = options.precision
+    return SETTINGS[method](**chosen)
+
+
+def experts_folder(name: str, options: argparse.Namespace) -> Path:
+    """Trained experts, made if they are not there."""
+    folder = Path(options.out) / f"experts-{name}"
+    config = ExpertsConfig(
+        **{**published_experts(name, "cifar10"), "count": options.experts, "epochs": options.expert_epochs}
+    )
+    began = time.monotonic()
+    train_experts(options.data, config, folder, progress=lambda *_: None)
+    accuracy = Experts.open(folder).record()["test_accuracy"]
+    print(
+        f"experts {name}: {config.count} of {config.epochs} epochs, test accuracy {100 * accuracy:.1f} %, "
+        f"{time.monotonic() - began:.0f} s",
+        flush=True,
+    )
+    return folder
+
+
+def learned(method: str, ipc: int, seconds: float, options: argparse.Namespace) -> tuple[DistilledSet, str]:
+    """The set, and how much was done for it in how much time."""
+    config = settings_of(method, ipc, options)
+    began = time.monotonic()
+    Stopped.until = began + seconds
+    try:
+        made = METHODS[method](options.data, ipc, config, code="benchmark", progress=lambda *_: None)
+    except TimeIsUp:
+        run, found = Stopped.last, {}
+        images = run.state["images"].detach()
+        if method == "mtt":
+            found, zca = {"syn_lr": run.state["rate"].item()}, Experts.open(config.experts).zca
+            if zca:
+                images = standard_range(options.data).from_unit(zca.restore(images))
+        made = distilled(images, options.data, ipc, method, config, "benchmark", found)
+    run = Stopped.last
+    return made, f"{run.done} of {run.total} iterations in {time.monotonic() - began:.0f} s"
+
+
+def shown(values: list[float]) -> str:
+    found = t_interval(values)
+    return f"{found.mean:.1f} ± {found.half_width:.1f} %"
+
+
+def white_accuracies(made: DistilledSet, options: argparse.Namespace, zca: Any, device: torch.device) -> list[float]:
+    """Of students that see whitened images only, as the experts of the set did."""
+    data, scale = options.data, standard_range(options.data)
+    used = student_protocol(protocol("dc-eval"), "convnet-3", made.ipc, 10, made.steps[-1].parameters["syn_lr"])
+    inputs = StudentData(
+        zca.whiten(scale.to_unit(made.images)).to(device),
+        made.hard_labels().to(device),
+        zca.whiten_all(data.test_images).to(device),
+        data.test_labels.to(device),
+        10,
+        data.mean,
+        data.std,
+    )
+    seeds = range(options.seeds)
+    return [r.accuracy_last for r in train_students("convnet-3", {}, inputs, used, seeds, lambda *_: None)]
+
+
+def one_run(text: str, options: argparse.Namespace, device: torch.device) -> None:
+    method, ipc, seconds = text.split(":")
+    made, done = learned(method, int(ipc), float(seconds), options)
+    made.write(Path(options.out) / f"{method}-{ipc}.safetensors")
+    began = time.monotonic()
+    rows = evaluate_set(
+        made, options.data, STUDENT, protocol("dc-eval"), range(options.seeds), progress=lambda *_: None, device=device
+    )
+    line = f"{method}, IPC {ipc}: {shown([row['accuracy_last'] for row in rows])}; {done}"
+    if method == "mtt" and (zca := Experts.open(settings_of(method, int(ipc), options).experts).zca):
+        line += f"; on white images {shown(white_accuracies(made, options, zca, device))}"
+    print(f"{line}; students {time.monotonic() - began:.0f} s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prepared", required=True, help="data/prepared/cifar10.safetensors")
+    parser.add_argument("--runs", nargs="+", required=True, metavar="METHOD:IPC:SECONDS")
+    parser.add_argument("--out", default="results/reproduce", help="folder for sets and experts")
+    parser.add_argument(
+        "--precision", default="bf16", choices=["fp32", "bf16"], help="of DC's, DSA's and DM's real images"
+    )
+    parser.add_argument("--experts", type=int, default=8, help="experts for MTT; published: 100")
+    parser.add_argument("--expert-epochs", type=int, default=22, help="of each; published 50, of which 22 are used")
+    parser.add_argument("--seeds", type=int, default=5, help="students of a set")
+    options = parser.parse_args()
+    options.data, device = Prepared.read(options.prepared), best_device()
+    Path(options.out).mkdir(parents=True, exist_ok=True)
+    for module in (dc, dm, mtt):
+        # Where the methods look the class up.
+        module.Run = Stopped  # type: ignore[misc]
+    print(torch.cuda.get_device_name() if device.type == "cuda" else "CPU", torch.__version__, flush=True)
+    for text in options.runs:
+        try:
+            one_run(text, options, device)
+        except Exception as error:
+            print(f"{text}: failed: {type(error).__name__}: {str(error)[:500]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
