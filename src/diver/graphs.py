@@ -24,6 +24,19 @@ def records(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+@contextlib.contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """What is done goes on a stream of its own: nothing that is recorded may depend on the device's default stream."""
+    if device.type != "cuda":
+        yield
+        return
+    outside, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    stream.wait_stream(outside)
+    with torch.cuda.stream(stream):
+        yield
+    outside.wait_stream(stream)
+
+
 def record(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """A function that repeats, on the same memory, the operations of one call of `step`, which is called for it."""
     side = torch.cuda.Stream(device)

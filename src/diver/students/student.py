@@ -57,14 +57,14 @@ def activation_bytes(network: nn.Module, image: Tensor) -> int:
     parameters = {p.data_ptr() for p in network.parameters()}
     kept: dict[int, int] = {}
 
-    def count(tensor: Tensor) -> Tensor:
+    def count(tensor: Tensor) -> None:
+        # Returns nothing to keep: a tensor would keep the graph, and with it what it was made on, for ever.
         if tensor.data_ptr() not in parameters:
             kept[tensor.data_ptr()] = max(tensor.numel() * tensor.element_size(), kept.get(tensor.data_ptr(), 0))
-        return tensor
 
     training = network.training
     network.eval()
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda nothing: nothing):
         network(image)
     network.train(training)
     return sum(kept.values())
@@ -195,7 +195,7 @@ class Student:
                 logits = self._passes(images).float() / self.protocol.temperature
                 loss = F.cross_entropy(logits, wanted, reduction="sum") / len(x)
                 if graphs.records(x.device):
-                    # Adding to `grad` happens on the stream that saw the parameter first, which need not be recorded.
+                    # Adding to `grad` happens on the stream that used the parameter first, which need not be recorded.
                     found = torch.autograd.grad(loss, list(self.network.parameters()), materialize_grads=True)
                     self.gradient.add_(torch.cat([gradient.flatten() for gradient in found]))
                 else:

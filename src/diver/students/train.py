@@ -112,7 +112,7 @@ def train_students(
 
     def train_group(number: int, report: Callable[[int], None]) -> list[StudentResult]:
         mine, students = slice(number * at_once, (number + 1) * at_once), []
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with graphs.own_stream(device), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             for seed in seeds[mine]:
                 torch.manual_seed(seed)
                 students.append(Student(network, options, data, protocol, seed))
