@@ -20,8 +20,8 @@ WARM_UP = 2
 
 
 def records(device: torch.device) -> bool:
-    """Whether steps on the device are recorded."""
-    return device.type == "cuda"
+    """Whether steps on the device are recorded: on a GPU, unless DIVER_GRAPHS=0 is in the environment."""
+    return device.type == "cuda" and os.environ.get("DIVER_GRAPHS") != "0"
 
 
 @contextlib.contextmanager

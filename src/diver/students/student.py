@@ -139,6 +139,12 @@ class Student:
             return F.softmax(self.data.soft_labels[index] / self.protocol.temperature, 1)
         return F.one_hot(self.data.labels[index], self.data.classes).float()
 
+    @property
+    def batches_per_epoch(self) -> int:
+        if self.protocol.labels == "replay" and self.data.replay is not None:
+            return self.data.replay.batches
+        return -(-len(self.data.images) // self.protocol.batch)
+
     def draw(self) -> Iterator[Drawn]:
         """The random numbers of one epoch, batch by batch."""
         protocol, count, generator = self.protocol, len(self.data.images), self.generator
