@@ -231,6 +231,14 @@ def test_the_whole_run_against_plain_loops(data: Prepared, steps: None, augmenta
     assert (found - images.detach()).norm() < 1e-3 * moved
 
 
+def test_the_released_codes_extra_network_is_one_more(data: Prepared) -> None:
+    config = DCConfig(**TINY)
+    extra = distill_dc(data, 1, config.model_copy(update={"extra_network": True}), progress=quiet)
+    more = distill_dc(data, 1, config.model_copy(update={"iterations": config.iterations + 1}), progress=quiet)
+    assert torch.equal(extra.images, more.images)
+    assert not torch.equal(extra.images, distill_dc(data, 1, config, progress=quiet).images)
+
+
 def test_distance_to_unseen_networks_falls(data: Prepared) -> None:
     config = DCConfig(iterations=40, batch_real=20, width=16, depth=2, learning_rate=1.0)
     result = distill_dc(data, 1, config, progress=quiet)

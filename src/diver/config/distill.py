@@ -10,6 +10,8 @@ from diver.config.base import Model
 PIXELS, TEACHER = "pixels", "teacher"
 # Settings that name a trained network: a file, or the study's teacher.
 NETWORKS = ("encoder", "teacher", "attention")
+# Methods that choose real images by their features.
+CORESETS = ("herding", "k_center", "k_means")
 
 
 class DistillConfig(Model):
@@ -65,6 +67,7 @@ class DCConfig(LearnedImages, Networks):
 
     init: Literal["noise", "real"] = Field("noise", description="Start from unit-normal noise or from real images.")
     iterations: int = Field(1000, ge=1, description="Networks; each brings `outer` updates of the images.")
+    extra_network: bool = Field(False, description="Quirk: go through one network more, as the released code does.")
     learning_rate: float = Field(0.1, gt=0, description="Learning rate of the images (SGD).")
     augmentation: str = Field("none", description="DSA families, joined by '_'; 'none' switches it off.")
     batch_real: int = Field(256, ge=1, description="Real images per class and round.")

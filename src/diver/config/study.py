@@ -493,7 +493,12 @@ class Study(Model):
         return faults
 
     def departures(self, entry: DistillEntry, dataset: str, ipc: int) -> list[str]:
-        """Settings of a stage-1 entry and its experts that differ from the published ones: "key value (published)"."""
+        """Settings of a stage-1 entry and its experts that differ from the published ones: "key value (published)".
+
+        Coresets are published without the name of the network that encodes the images.
+        """
+        if (encoder := self._encoder(entry, dataset, ipc)) is not None:
+            return [f"encoder {encoder} (not named)"]
         if entry.method not in distill_presets.PUBLISHED:
             return []
         mine, theirs = entry.at(dataset, ipc), DistillEntry(method=entry.method, label="", preset="published")
@@ -511,6 +516,12 @@ class Study(Model):
             for key in published
             if ours[key] != published[key] and key not in ("seed", "experts")
         ]
+
+    def _encoder(self, entry: DistillEntry, dataset: str, ipc: int) -> str | None:
+        """What a coreset's images are encoded by: the network's name where it is the study's teacher."""
+        source = entry.at(dataset, ipc).get("encoder") if entry.method in distill.CORESETS else None
+        teacher = self.teacher_at(dataset)
+        return str(teacher.network or teacher.source) if source == distill.TEACHER and teacher else source
 
     def uses_teacher(self, name: str, dataset: str) -> bool:
         """Whether a stage-1 entry asks for the study's teacher on a dataset; not, if its settings are refused."""

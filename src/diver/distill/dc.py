@@ -9,8 +9,8 @@ with real images B_c of class c; between two rounds theta is trained for `inner`
 the augmentation A_c is the identity, for DSA one transformation drawn per class and round, the same for S_c and B_c.
 D sums 1 - cosine over the output channels of all weights; vectors (biases, scales) are left out.
 
-The released code draws networks and augmentations from the clock and goes through one network more than it says;
-here all is drawn from the seed. Images live in standardised space and are never clipped.
+The released code draws networks and augmentations from the clock and goes through one network more than it says
+(`extra_network`); here all is drawn from the seed. Images live in standardised space and are never clipped.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -296,7 +296,9 @@ def _distill(
     about = [ipc, config.model_dump(mode="json"), data.digest(), code]
     state = {"images": images, "velocity": velocity, **network.state_dict()}
     run = Run(method, state, generator, about, folder, progress or reporter(method.upper()))
-    run.iterate(config.iterations * outer, chosen_round, lambda: (images, standard_range(data), ipc))
+    run.iterate(
+        (config.iterations + config.extra_network) * outer, chosen_round, lambda: (images, standard_range(data), ipc)
+    )
     return distilled(images, data, ipc, method, config, code)
 
 
