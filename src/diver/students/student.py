@@ -257,7 +257,7 @@ class Student:
         return self.diverged or self.epoch >= self.protocol.passes
 
     def run(self, report: Callable[[int], None], checkpoint: "Checkpoint | None" = None) -> StudentResult:
-        """All epochs that are left, on a CPU. The caller's global generator drives dropout."""
+        """All epochs that are left, step by step. The caller's global generator drives dropout."""
         keep_freed_memory()
         if checkpoint:
             checkpoint.restore(self)
@@ -301,6 +301,8 @@ class Student:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and numbers from which `load` goes on as if nothing had happened."""
         random = {"random.batches": self.generator.get_state(), "random.network": torch.get_rng_state()}
+        if self.flat.is_cuda:
+            random["random.device"] = torch.cuda.get_rng_state(self.flat.device)
         return {**self.tensors(), **random}, {name: getattr(self, name) for name in self._NUMBERS}
 
     def load(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
@@ -308,6 +310,8 @@ class Student:
             tensor.copy_(tensors[name])
         self.generator.set_state(tensors["random.batches"])
         torch.set_rng_state(tensors["random.network"])
+        if self.flat.is_cuda:
+            torch.cuda.set_rng_state(tensors["random.device"], self.flat.device)
         for name in self._NUMBERS:
             setattr(self, name, numbers[name])
 

@@ -82,7 +82,9 @@ def train_students(
     show, total = progress or reporter(f"{network} students"), protocol.passes * len(seeds)
     device = data.images.device
     recorded = graphs.records(device)
-    at_once = students_at_once(network, options, data, protocol, len(seeds) if recorded else workers, memory_gb * 2**30)
+    # A GPU cannot be shared with processes that are forked after it was used.
+    wanted = len(seeds) if recorded else workers if device.type == "cpu" else 1
+    at_once = students_at_once(network, options, data, protocol, wanted, memory_gb * 2**30)
     points: list[Checkpoint | None] = [None] * len(seeds)
     if checkpoints is not None:
         code = code_digest(__file__)
@@ -90,7 +92,7 @@ def train_students(
         identity = hashlib.sha256(about.encode()).hexdigest()
         paths = [Path(checkpoints) / f"{network.replace(':', '-')}-{seed}.safetensors" for seed in seeds]
         points = [Checkpoint(path, f"{identity}-{seed}", SAVE_SECONDS) for path, seed in zip(paths, seeds, strict=True)]
-    every = max(1, protocol.passes // 20)
+    every, drawing = max(1, protocol.passes // 20), [device] if device.type == "cuda" else []
 
     def train(number: int, report: Callable[[int], None]) -> StudentResult:
         def now_and_then(epoch: int) -> None:
@@ -100,7 +102,7 @@ def train_students(
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=drawing):
                 torch.manual_seed(seeds[number])
                 student = Student(network, options, data, protocol, seeds[number])
                 result = student.run(now_and_then, points[number])
@@ -112,7 +114,7 @@ def train_students(
 
     def train_group(number: int, report: Callable[[int], None]) -> list[StudentResult]:
         mine, students = slice(number * at_once, (number + 1) * at_once), []
-        with graphs.own_stream(device), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with graphs.own_stream(device), torch.random.fork_rng(devices=drawing):
             for seed in seeds[mine]:
                 torch.manual_seed(seed)
                 students.append(Student(network, options, data, protocol, seed))
