@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from diver.graphs import Graphed
+from diver.graphs import Graphed, compiled, records
 
 CPU = torch.device("cpu")
 
@@ -42,6 +42,23 @@ def test_a_value_read_while_recording_is_an_error(acted_graphs: None) -> None:
     x = torch.ones(2)
     with pytest.raises(RuntimeError, match="read while"):
         Graphed(lambda: x.mul_(x.sum().item()), [x], CPU)()
+
+
+def test_what_is_fused_and_recorded_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, fused = torch.device("cuda"), []
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: fused.append(function) or F.relu)
+    for name in ("DIVER_COMPILE", "DIVER_GRAPHS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CC", "cc")
+    assert compiled(F.gelu, CPU) is F.gelu and compiled(F.gelu, gpu, False) is F.gelu
+    assert compiled(F.gelu, gpu) is F.relu and records(gpu) and not records(CPU)
+    monkeypatch.setenv("DIVER_COMPILE", "1")
+    assert compiled(F.gelu, gpu, False) is F.relu
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", "")
+    assert compiled(F.gelu, gpu) is F.gelu
+    monkeypatch.setenv("DIVER_GRAPHS", "0")
+    assert not records(gpu)
 
 
 def test_elsewhere_the_step_is_called() -> None:

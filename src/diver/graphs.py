@@ -7,6 +7,7 @@ called.
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -54,9 +55,12 @@ def record(step: Callable[[], None], device: torch.device) -> Callable[[], None]
 def compiled(function: Function, device: torch.device, wanted: bool = True) -> Function:
     """On a GPU the function with its small operations fused, which takes some ten seconds when it is first called.
 
-    DIVER_COMPILE=0 or 1 in the environment decides instead of `wanted`.
+    DIVER_COMPILE=0 or 1 in the environment decides instead of `wanted`. Without a C compiler, which Triton needs,
+    nothing is fused.
     """
-    if device.type != "cuda" or os.environ.get("DIVER_COMPILE", "01"[wanted]) == "0":
+    chosen = os.environ.get("DIVER_COMPILE", "01"[wanted]) != "0"
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    if device.type != "cuda" or not chosen or not compiler:
         return function
     return torch.compile(function, dynamic=False)  # type: ignore[return-value]
 
