@@ -52,7 +52,6 @@ class Stopped(loop.Run):
 
         def watched(number: int) -> Any:
             if time.monotonic() > Stopped.until:
-                torch.cuda.synchronize() if torch.cuda.is_available() else None
                 raise TimeIsUp
             return iteration(number)
 
@@ -85,9 +84,10 @@ def experts_folder(name: str, options: argparse.Namespace) -> Path:
     return folder
 
 
-def learned(method: str, ipc: int, seconds: float, options: argparse.Namespace) -> tuple[DistilledSet, str]:
+def learned(
+    method: str, ipc: int, config: Any, seconds: float, options: argparse.Namespace
+) -> tuple[DistilledSet, str]:
     """The set, and how much was done for it in how much time."""
-    config = settings_of(method, ipc, options)
     began = time.monotonic()
     Stopped.until = began + seconds
     try:
@@ -128,14 +128,15 @@ def white_accuracies(made: DistilledSet, options: argparse.Namespace, zca: Any, 
 
 def one_run(text: str, options: argparse.Namespace, device: torch.device) -> None:
     method, ipc, seconds = text.split(":")
-    made, done = learned(method, int(ipc), float(seconds), options)
+    config = settings_of(method, int(ipc), options)
+    made, done = learned(method, int(ipc), config, float(seconds), options)
     made.write(Path(options.out) / f"{method}-{ipc}.safetensors")
     began = time.monotonic()
     rows = evaluate_set(
         made, options.data, STUDENT, protocol("dc-eval"), range(options.seeds), progress=lambda *_: None, device=device
     )
     line = f"{method}, IPC {ipc}: {shown([row['accuracy_last'] for row in rows])}; {done}"
-    if method == "mtt" and (zca := Experts.open(settings_of(method, int(ipc), options).experts).zca):
+    if method == "mtt" and (zca := Experts.open(config.experts).zca):
         line += f"; on white images {shown(white_accuracies(made, options, zca, device))}"
     print(f"{line}; students {time.monotonic() - began:.0f} s", flush=True)
 

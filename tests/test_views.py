@@ -28,6 +28,7 @@ from diver.networks.views import (
     RandomResizedCrop,
     View,
     Views,
+    apply_each,
     augmentation,
     draw_mix,
 )
@@ -324,3 +325,15 @@ def test_views_do_not_depend_on_storage_or_size(name: str, tmp_path: Path) -> No
     write_tensors(tmp_path / "views", drawn.to_tensors(), {})
     images, read = random_images(), View.from_tensors(read_tensors(tmp_path / "views")[0])
     assert torch.equal(recipe.apply(images, read), recipe.apply(images, drawn))
+
+
+@pytest.mark.parametrize("name", ["idc", "color_crop_cutout_flip_scale_rotate", "none"])
+def test_batches_seen_together_are_those_seen_one_by_one(name: str) -> None:
+    """Batches of several sizes, some of one draw for all of their images."""
+    generator = torch.Generator().manual_seed(0)
+    augment = augmentation(name, size=None, mean=(0.5,) * 3, std=(0.25,) * 3)
+    batches = [torch.randn(n, 3, 16, 16, generator=generator) for n in (3, 1, 4, 2, 4, 3, 5)]
+    drawn = [augment.draw(1 if place % 3 == 2 else len(x), generator) for place, x in enumerate(batches)]
+    shown = apply_each(augment, batches, drawn)
+    for x, view, got in zip(batches, drawn, shown, strict=True):
+        assert torch.allclose(got, augment.apply(x, view), atol=1e-5)

@@ -29,6 +29,7 @@ from diver.distill.loop import Run, momentum_step
 from diver.networks import create
 from diver.networks.augment import DSA
 from diver.networks.convnet import ConvNet
+from diver.networks.views import apply_each
 from diver.progress import Progress, reporter
 from diver.sets import DistilledSet
 from diver.workers import best_device
@@ -210,8 +211,8 @@ class _Recorded:
         """As the function of that name; what is returned changes with the next call."""
         drawn = [self.augment.draw(1, generator) for _ in images]
         leaf = images.detach().requires_grad_()
-        torch.stack(self.augment.apply_each(real, drawn), out=self.real)
-        shown = torch.stack(self.augment.apply_each(list(leaf), drawn))
+        torch.stack(apply_each(self.augment, real, drawn), out=self.real)
+        shown = torch.stack(apply_each(self.augment, list(leaf), drawn))
         self.shown.copy_(shown.detach())
         self._match()
         return self.loss, torch.autograd.grad(shown, leaf, self.gradient)[0]
@@ -237,7 +238,7 @@ class _Recorded:
                 drawn.append(self.augment.draw(len(part), generator))
         chosen = torch.cat(rows).to(images.device, non_blocking=True)
         sizes = [len(part) for part in rows]
-        batches = self.augment.apply_each(images[chosen].split(sizes), drawn)
+        batches = apply_each(self.augment, images[chosen].split(sizes), drawn)
         for shown, own in zip(batches, labels[chosen].split(sizes), strict=True):
             x, y, step = self._training(len(shown))
             x.copy_(shown)

@@ -8,7 +8,7 @@ each size of a batch, and replayed on the batch, parameters and direction that a
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from diver import graphs
 from diver.distill.flat import FlatNetwork
 from diver.distill.trajectory import Mode, Training, Trajectory, cross_entropy
 from diver.networks.augment import DSA, Augmentation
+from diver.networks.views import apply_each
 
 Steps = Sequence[tuple[Tensor, Augmentation]]
 
@@ -33,22 +34,13 @@ def at_once(
 ) -> tuple[Tensor, Tensor, list[slice]]:
     """The augmented images of all steps [T, C, H, W], their positions int64 [T], and which of them each step has.
 
-    images: positions to images [T, C, H, W], called once. Steps of a family are beside each other.
+    images: positions to images [T, C, H, W], called once.
     """
-    order = sorted(range(len(steps)), key=lambda step: steps[step][1].family)
-    positions = sent(torch.cat([steps[step][0] for step in order]), device)
-    values = sent(torch.cat([steps[step][1].values.flatten() for step in order]), device)
-    places, drawn, rows, used = [slice(0)] * len(steps), [], 0, 0
-    for family, members in groupby(order, key=lambda step: steps[step][1].family):
-        first = rows
-        for step in members:
-            places[step] = slice(rows, rows + len(steps[step][0]))
-            rows, width = places[step].stop, steps[step][1].values.shape[1]
-        end = used + (rows - first) * width
-        drawn.append(Augmentation(family, values[used:end].view(rows - first, width)))
-        used = end
-    shown = images(positions).split([len(mine.values) for mine in drawn])
-    return torch.cat([augment.apply(*pair) for pair in zip(shown, drawn, strict=True)]), positions, places
+    sizes = [len(index) for index, _ in steps]
+    positions = sent(torch.cat([index for index, _ in steps]), device)
+    shown = apply_each(augment, images(positions).split(sizes), [drawn for _, drawn in steps])
+    places = [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
+    return torch.cat(shown), positions, places
 
 
 @dataclass(frozen=True)

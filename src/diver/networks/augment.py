@@ -5,7 +5,7 @@ The drawn parameters are a value: applying the same value to two batches is what
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -134,22 +134,3 @@ class DSA:
         return FAMILIES[drawn.family][1](
             images, drawn.values.to(images.device, non_blocking=True).expand(len(images), -1)
         )
-
-    def apply_each(self, batches: Sequence[Tensor], drawn: Sequence[Augmentation]) -> list[Tensor]:
-        """`apply` of each batch [n, C, H, W] with its own draw; those of one family are made at once.
-
-        Raises ValueError as `apply`.
-        """
-        families: dict[str, list[int]] = {}
-        for place, one in enumerate(drawn):
-            families.setdefault(one.family, []).append(place)
-        found: dict[int, Tensor] = {}
-        for family, places in families.items():
-            sizes = [len(batches[place]) for place in places]
-            rows = [
-                drawn[place].values.expand(size, -1) if len(drawn[place].values) == 1 else drawn[place].values
-                for place, size in zip(places, sizes, strict=True)
-            ]
-            shown = self.apply(torch.cat([batches[place] for place in places]), Augmentation(family, torch.cat(rows)))
-            found |= zip(places, shown.split(sizes), strict=True)
-        return [found[place] for place in range(len(batches))]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diver.config.augment import check_augmentation
-from diver.networks.augment import DSA
+from diver.networks.augment import DSA, Augmentation
 
 CROP_TRIES, CROP_RATIO = 10, (3 / 4, 4 / 3)
 JITTER, LIGHTING, FLIP = 0.4, 0.1, 0.5
@@ -250,6 +250,34 @@ def augmentation(
     """
     check_augmentation(name)
     return Views(RECIPES[name](size, mean, std, factor)) if name in RECIPES else DSA(name)
+
+
+def _joined(drawn: Sequence[Augmentation | View], sizes: Sequence[int]) -> Augmentation | View:
+    """What was drawn of one kind as one, a row for each image; of one row for all images there are as many."""
+
+    def rows(values: Sequence[Tensor]) -> Tensor:
+        pairs = zip(values, sizes, strict=True)
+        return torch.cat([v.expand(size, *v.shape[1:]) if len(v) == 1 else v for v, size in pairs])
+
+    augmentations = [one for one in drawn if isinstance(one, Augmentation)]
+    if augmentations:
+        return Augmentation(augmentations[0].family, rows([one.values for one in augmentations]))
+    views = [one.values for one in drawn if isinstance(one, View)]
+    return View({name: rows([values[name] for values in views]) for name in views[0]})
+
+
+def apply_each(augment: Augmenter, batches: Sequence[Tensor], drawn: Sequence[Augmentation | View]) -> list[Tensor]:
+    """`apply` of each batch [n, C, H, W] with its own draw; batches that are seen in the same way are made at once."""
+    kinds: dict[str, list[int]] = {}
+    for place, one in enumerate(drawn):
+        kinds.setdefault(one.family if isinstance(one, Augmentation) else "", []).append(place)
+    found: dict[int, Tensor] = {}
+    for places in kinds.values():
+        sizes = [len(batches[place]) for place in places]
+        view = _joined([drawn[place] for place in places], sizes)
+        shown = augment.apply(torch.cat([batches[place] for place in places]), view)
+        found |= zip(places, shown.split(sizes), strict=True)
+    return [found[place] for place in range(len(batches))]
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,8 @@ class Student:
         self.generator = torch.Generator().manual_seed(seed + 1_000_003)
         self.augment = augmentation(protocol.augmentation, size=None, mean=data.mean, std=data.std)
         self.coupled = couples_images(network)
+        # The set is one batch.
+        self.whole = len(data.images) <= protocol.batch
         self.epoch = self.steps = self.updates = 0
         self.accuracies: list[float] = []
         self.loss, self.diverged, self.seconds = float("nan"), False, 0.0
@@ -150,7 +152,7 @@ class Student:
         protocol, count, generator = self.protocol, len(self.data.images), self.generator
         # The order within a batch that is the whole set has no effect.
         order = [torch.arange(count)]
-        if count > protocol.batch:
+        if not self.whole:
             order = list(torch.randperm(count, generator=generator).split(protocol.batch))
         for index in order:
             view, size = self.augment.draw(len(index), generator), self.data.images.shape[-1]
@@ -162,14 +164,13 @@ class Student:
 
     def pixels(self, index: Tensor) -> Tensor:
         """Training images float32 [n, C, S, S] at positions int64 [n] on the CPU."""
-        if len(index) == len(self.data.images) <= self.protocol.batch:
+        if self.whole:
             return self.data.floats(self.data.images)
         return self.data.floats(self.data.images[index.to(self.data.images.device, non_blocking=True)])
 
     def finished(self, x: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
         """Augmented images [n, C, S, S] as they are trained on, and target probabilities [n, K]."""
-        whole = len(drawn.index) == len(self.data.images) <= self.protocol.batch
-        target = self._target(slice(None) if whole else drawn.index)
+        target = self._target(slice(None) if self.whole else drawn.index)
         if drawn.mix is not None:
             x, target = drawn.mix.apply(x), drawn.mix.blend(target)
         if self.protocol.labels == "teacher" and self.data.teacher is not None:

@@ -14,22 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from diver.graphs import Graphed
-from diver.networks.augment import Augmentation
-from diver.networks.views import View
+from diver.networks.views import apply_each
 from diver.students.protocol import StudentResult
 from diver.students.student import Checkpoint, Student
 
 # Images of a student that are made at once, and epochs at most: a loss that is no number is seen after so many.
 AHEAD_BYTES, AHEAD_EPOCHS = 64 << 20, 100
-
-
-def _joined(views: Sequence[Augmentation | View]) -> Augmentation | View:
-    """Views of one kind as one, row after row."""
-    values = [view.values for view in views]
-    if isinstance(views[0], Augmentation):
-        return Augmentation(views[0].family, torch.cat([rows for rows in values if isinstance(rows, Tensor)]))
-    named = [rows for rows in values if isinstance(rows, dict)]
-    return View({name: torch.cat([rows[name] for rows in named]) for name in named[0]})
 
 
 def prepared(student: Student, epochs: int) -> list[Iterator[tuple[Tensor, Tensor]]]:
@@ -38,17 +28,11 @@ def prepared(student: Student, epochs: int) -> list[Iterator[tuple[Tensor, Tenso
         return [student.batches() for _ in range(epochs)]
     by_epoch = [list(student.draw()) for _ in range(epochs)]
     drawn = [batch for epoch in by_epoch for batch in epoch]
-    kinds: dict[str, list[int]] = {}
-    for place, batch in enumerate(drawn):
-        kinds.setdefault(batch.view.family if isinstance(batch.view, Augmentation) else "", []).append(place)
-    shown: dict[int, Tensor] = {}
-    for places in kinds.values():
-        images = student.data.images
-        rows = torch.cat([drawn[place].index for place in places]).to(images.device, non_blocking=True)
-        view = _joined([drawn[place].view for place in places])
-        x = student.augment.apply(student.data.floats(images[rows]), view)
-        shown |= zip(places, x.split([len(drawn[place].index) for place in places]), strict=True)
-    batches = iter([student.finished(shown[place], batch) for place, batch in enumerate(drawn)])
+    rows, images = torch.cat([batch.index for batch in drawn]), student.data.images
+    x = student.data.floats(images[rows.to(images.device, non_blocking=True)])
+    seen = x.split([len(batch.index) for batch in drawn])
+    shown = apply_each(student.augment, seen, [batch.view for batch in drawn])
+    batches = iter([student.finished(*pair) for pair in zip(shown, drawn, strict=True)])
     return [islice(batches, len(epoch)) for epoch in by_epoch]
 
 
