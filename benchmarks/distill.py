@@ -233,7 +233,11 @@ def matrix_rate() -> float:
 OURS: dict[str, dict[str, dict[str, Any]]] = {
     "dm": {"ours": {}, "ours, real images in bf16": {"precision": "bf16"}},
     "dc": {"ours": {}, "ours, real images in bf16": {"precision": "bf16"}},
-    "mtt": {"ours": {}, "ours, truncated gradient": {"gradient": "truncated"}},
+    "mtt": {
+        "ours": {},
+        "ours, truncated gradient": {"gradient": "truncated"},
+        "ours, convolutions in bf16": {"precision": "bf16"},
+    },
 }
 
 

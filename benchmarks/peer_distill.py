@@ -137,9 +137,7 @@ def mtt(checkout: str, data: Prepared, ipc: int, dtype: torch.dtype, steps: int)
     def final(end: Tensor) -> Tensor:
         return matching_loss(end, start, target)
 
-    found = trajectory_gradient(
-        start, training.losses, steps, rate.detach(), [images], final, "adjoint", training.slopes
-    )
+    found = trajectory_gradient(start, training, steps, rate.detach(), [images], final)
     return (
         (loss.item(), {"images": expected, "step size": expected_rate.view(1, 1)}),
         (found.loss.item(), {"images": found.leaves[0], "step size": found.rate.view(1, 1)}),

@@ -130,7 +130,7 @@ def test_gsam_experts_against_the_equations_on_the_network(data: Prepared, tmp_p
 
         def gradient(at: Tensor, images: Tensor = images, labels: Tensor = labels) -> Tensor:
             at = at.detach().requires_grad_()
-            return torch.autograd.grad(F.cross_entropy(experts.network.plain(at, images), labels), at)[0]
+            return torch.autograd.grad(F.cross_entropy(experts.network(at, images), labels), at)[0]
 
         theta = plain_gsam(theta, gradient, 0.1, 0.3, 0.3)
     found = experts.weights(0, 1).double()
@@ -380,7 +380,7 @@ def test_white_experts_see_white_images(data: Prepared, tmp_path: Path) -> None:
     once = Experts.open(made(small, tmp_path / "once", **settings | {"epochs": 1, "batch": 60}).parent)
     start = once.weights(0, 0).requires_grad_()
     images = expected.whiten(small.train_images.float() / 255)
-    loss = F.cross_entropy(once.network.plain(start, images), small.train_labels)
+    loss = F.cross_entropy(once.network(start, images), small.train_labels)
     (gradient,) = torch.autograd.grad(loss, start)
     assert gradient.abs().max() > 1e-2
     assert torch.allclose(once.weights(0, 1), start - 0.1 * gradient, atol=1e-6)

@@ -18,6 +18,8 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 # Before they are recorded, operations have to have run: they choose their kernels and make workspaces when they do.
 WARM_UP = 2
+# A function is fused anew for so many shapes of what it is given; beyond that it stays as it is.
+SHAPES = 64
 
 
 def records(device: torch.device) -> bool:
@@ -52,16 +54,18 @@ def record(step: Callable[[], None], device: torch.device) -> Callable[[], None]
     return graph.replay
 
 
-def compiled(function: Function, device: torch.device, wanted: bool = True) -> Function:
+def compiled(function: Function, device: torch.device, wanted: bool = True, on_cpu: bool = False) -> Function:
     """On a GPU the function with its small operations fused, which takes some ten seconds when it is first called.
 
-    DIVER_COMPILE=0 or 1 in the environment decides instead of `wanted`. Without a C compiler, which Triton needs,
-    nothing is fused.
+    DIVER_COMPILE=0 or 1 in the environment decides instead of `wanted`, and 1 fuses on a CPU what gains there (on_cpu).
+    Without a C compiler, which makes the fused operations, nothing is fused.
     """
-    chosen = os.environ.get("DIVER_COMPILE", "01"[wanted]) != "0"
+    gains = device.type == "cuda" or on_cpu
+    chosen = os.environ.get("DIVER_COMPILE", str(int(wanted and device.type == "cuda"))) != "0"
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    if device.type != "cuda" or not chosen or not compiler:
+    if not (gains and chosen and compiler):
         return function
+    torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
     return torch.compile(function, dynamic=False)  # type: ignore[return-value]
 
 

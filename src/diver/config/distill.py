@@ -113,6 +113,7 @@ class ExpertsConfig(Networks):
     alpha: float = Field(0.3, ge=0, description="GSAM's weight of the orthogonal part.")
     zca: bool = Field(False, description="Train on ZCA-whitened images.")
     zca_epsilon: float = Field(0.1, gt=0, description="Added to the covariance's eigenvalues.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the convolutions.")
 
 
 class MTTConfig(LearnedImages):
@@ -132,6 +133,7 @@ class MTTConfig(LearnedImages):
         description="adjoint: exact, with the memory of one step; unrolled: the same by one graph over all steps; "
         "truncated: TESLA's, which leaves out how a step's images change later steps.",
     )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the students' convolutions.")
 
 
 class EDFConfig(MTTConfig):

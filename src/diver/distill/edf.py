@@ -209,7 +209,7 @@ def student_gradient(
     if recorded:
         return recorded(images, answers, steps, start, rate, leaves, final)
     training = augmented(network, augment, images, answers, steps)
-    return trajectory_gradient(start, training.losses, len(steps), rate, leaves, final, mode, training.slopes)
+    return trajectory_gradient(start, training, len(steps), rate, leaves, final, mode)
 
 
 def distill_edf(
@@ -264,7 +264,8 @@ def distill_edf(
     average, accepted = images.detach().clone(), torch.zeros((), dtype=torch.int64)
     maps, attention = attention_maps(config, data, ipc, experts, generator)
     mask, augment = torch.ones_like(images[:, :1]), DSA(config.augmentation)
-    recorded = recorded_trajectory(experts.network, augment, images, config.gradient)
+    network = experts.network.with_precision(config.precision)
+    recorded = recorded_trajectory(network, augment, images, config.gradient)
 
     def iteration(number: int) -> float:
         if maps and number % config.interval == 0:
@@ -273,7 +274,7 @@ def distill_edf(
         epoch = int(torch.randint(config.min_start, start_bound(config, number), (), generator=generator))
         first, target = (sent(experts.weights(expert, e), device) for e in (epoch, epoch + config.expert_epochs))
         steps = draw_steps(len(images), config.syn_steps, config.batch_syn, augment, generator)
-        found = student_gradient(experts.network, augment, images, labels, rate, first, target, steps, config, recorded)
+        found = student_gradient(network, augment, images, labels, rate, first, target, steps, config, recorded)
         if (loss := found.loss.item()) <= config.threshold:
             gradients = {"images": found.leaves[0] * mask, "labels": found.leaves[1], "rate": found.rate}
             for name, (variable, speed, momentum) in learned.items():

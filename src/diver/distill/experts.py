@@ -82,11 +82,11 @@ def stack_gradient(network: FlatNetwork, images: Tensor, labels: Tensor, weights
     images: [S, B, C, H, W], labels: int64 [S, B], a batch for each.
     """
     found = torch.zeros_like(weights)
-    for total, row, shown, own in zip(found, weights, images, labels, strict=True):
-        flat = row.detach().requires_grad_()
+    targets = F.one_hot(labels, network.options["classes"]).to(weights.dtype)
+    for total, flat, shown, own in zip(found, weights, images, targets, strict=True):
         for rows in parts(torch.arange(len(own), device=own.device), network):
-            part = F.cross_entropy(network(flat, shown[rows]), own[rows], reduction="sum") / len(own)
-            total += torch.autograd.grad(part, flat)[0]
+            passed = network.passed(flat, shown[rows], own[rows], len(rows) / len(own))
+            total += network.gradient(passed)
     return found
 
 
@@ -149,7 +149,7 @@ class RecordedEpochs:
     ) -> None:
         self.network, self.optimizer, self.weights, self.batch, self.labels = network, optimizer, weights, batch, labels
         self._steps: dict[int, tuple[Tensor, Tensor, graphs.Graphed]] = {}
-        self._logits = graphs.compiled(network.plain, weights.device)
+        self._logits = graphs.compiled(network.__call__, weights.device)
 
     def _step(self, count: int) -> tuple[Tensor, Tensor, graphs.Graphed]:
         """Memory for images [S, n, C, H, W] and labels [S, n] of n = `count`, and the step on them."""
@@ -373,7 +373,7 @@ def train_experts(
     wanted = list(range(config.count)) if numbers is None else list(numbers)
     if outside := [number for number in wanted if not 0 <= number < config.count]:
         raise ValueError(f"experts: there is no expert {outside[0]} of {config.count}; raise count or leave it out")
-    network = FlatNetwork(classes, channels, size, config.width, config.depth)
+    network = FlatNetwork(classes, channels, size, config.width, config.depth, config.precision)
     settings = config.model_dump(mode="json", exclude={"count"})
     about = {"dataset": data.dataset, "data": data.digest(), "config": settings, "code": code}
     white = None

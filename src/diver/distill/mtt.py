@@ -69,7 +69,8 @@ def distill_mtt(
     velocity, rate_velocity = torch.zeros_like(images), torch.zeros_like(rate)
     targets = F.one_hot(torch.arange(classes, device=device).repeat_interleave(ipc), classes).to(images)
     augment, mode = DSA(config.augmentation), config.gradient
-    student = recorded_trajectory(experts.network, augment, images, mode)
+    network = experts.network.with_precision(config.precision)
+    student = recorded_trajectory(network, augment, images, mode)
 
     def answers(mine: Tensor) -> Tensor:
         return targets[mine]
@@ -82,8 +83,8 @@ def distill_mtt(
 
         if student:
             return student(images, answers, steps, start, rate, [images], final)
-        training = augmented(experts.network, augment, images, answers, steps)
-        return trajectory_gradient(start, training.losses, len(steps), rate, [images], final, mode, training.slopes)
+        training = augmented(network, augment, images, answers, steps)
+        return trajectory_gradient(start, training, len(steps), rate, [images], final, mode)
 
     def iteration(number: int) -> float:
         expert = int(torch.randint(experts.count, (), generator=generator))

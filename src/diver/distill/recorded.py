@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diver import graphs
 from diver.distill.flat import FlatNetwork
-from diver.distill.trajectory import Mode, Training, Trajectory, cross_entropy
+from diver.distill.trajectory import Mode, Trajectory, cross_entropy
 from diver.networks.augment import DSA, Augmentation
 from diver.networks.views import apply_each
 
@@ -85,7 +85,7 @@ class RecordedTrajectory:
         images = self._like.new_zeros(count, *self._like.shape[1:])
         targets = self._like.new_zeros(count, network.options["classes"])
         of_images, of_targets = torch.zeros_like(images), torch.zeros_like(targets)
-        logits = graphs.compiled(network.plain, images.device)
+        logits = graphs.compiled(network.__call__, images.device)
 
         def forward() -> None:
             """theta_i to theta_{i+1}."""
@@ -95,15 +95,13 @@ class RecordedTrajectory:
 
         def backward() -> None:
             """lambda of theta_{i+1} to that of theta_i, and what step i contributes."""
-            shown, wanted = images.detach().requires_grad_(), targets.detach().requires_grad_()
-            at = theta.detach().requires_grad_(self.mode == "adjoint")
-            (slope,) = Training(network, lambda _: [(shown, wanted, 1.0)]).slopes(at, direction, 0)
-            found = torch.autograd.grad(slope, [shown, wanted, at] if at.requires_grad else [shown, wanted])
-            of_rate.sub_(slope.detach())
-            of_images.copy_(found[0])
-            of_targets.copy_(found[1])
-            if at.requires_grad:
-                direction.addcmul_(found[2], rate, value=-1)
+            passed = network.passed(theta, images, targets)
+            found = network.curvature(theta, direction, passed, targets, self.mode == "adjoint")
+            of_rate.sub_(found.slope)
+            of_images.copy_(found.images)
+            of_targets.copy_(found.targets)
+            if found.parameters is not None:
+                direction.addcmul_(found.parameters, rate, value=-1)
 
         device = images.device
         return _Batch(

@@ -8,24 +8,27 @@ Backwards from lambda = dF / d theta_N, step i contributes
     - rate * d<lambda, g_i> / d leaf        to that of a leaf, and
     - rate * d<lambda, g_i> / d theta_i     to lambda, which then belongs to step i - 1.
 
-That needs theta_i and nothing else of the way there, hence the memory of one step. <lambda, g_i> is the slope of loss_i
-in the direction lambda, so where a slope is given it takes one pass forward, and its gradients one pass backward.
+That needs theta_i and nothing else of the way there. What the passes of the last steps left is kept as long as it fits
+a bound, and made again for those before, so memory does not grow with the steps; the result is the same. <lambda, g_i>
+is the slope of loss_i in the direction lambda.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
-from diver.distill.flat import FlatNetwork
+from diver.distill.flat import FlatNetwork, Passed
 from diver.networks.augment import DSA, Augmentation
 
 Mode = Literal["adjoint", "unrolled", "truncated"]
-Summands = Tensor | Iterable[Tensor]
 # Values of a block's activations that are handled together: more images than that are faster in parts, near the cache.
 CACHED = 2**21
+# Bytes of passes that are kept for the way back.
+KEPT = 2**31
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,58 @@ class Trajectory:
     end: Tensor
     rate: Tensor
     leaves: tuple[Tensor, ...]
+
+
+class Left(Protocol):
+    """What a step's pass leaves."""
+
+    def bytes(self) -> int: ...
+
+
+L = TypeVar("L", bound=Left)
+
+
+@dataclass(frozen=True)
+class Slope:
+    """The derivative of a step's loss in a direction, 0-d, and its gradients: of the leaves and, if asked, of theta."""
+
+    value: Tensor
+    leaves: Sequence[Tensor]
+    theta: Tensor | None
+
+
+class Course(Protocol[L]):
+    """A student's training: at step i the loss loss_i(theta), theta [P]."""
+
+    def loss(self, theta: Tensor, step: int) -> Tensor:
+        """loss_i, 0-d, differentiable in theta and the leaves any number of times."""
+
+    def passed(self, theta: Tensor, step: int) -> L:
+        """What is needed of loss_i for its gradient and slope."""
+
+    def gradient(self, left: L) -> Tensor:
+        """d loss_i / d theta."""
+
+    def slope(self, theta: Tensor, direction: Tensor, left: L, leaves: Sequence[Tensor], onward: bool) -> Slope:
+        """In a direction [P]; the gradient of theta only if `onward`."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images [n, C, H, W] and target probabilities [n, K] of a step, made from the leaves, and their pass."""
+
+    images: Tensor
+    targets: Tensor
+    passed: Passed
+
+
+class Parts(tuple[Part, ...]):
+    """Those of a step."""
+
+    __slots__ = ()
+
+    def bytes(self) -> int:
+        return sum(part.passed.bytes() for part in self)
 
 
 @dataclass(frozen=True)
@@ -49,17 +104,34 @@ class Training:
     network: FlatNetwork
     batch: Callable[[int], Iterable[tuple[Tensor, Tensor, float]]]
 
-    def losses(self, theta: Tensor, step: int) -> Iterator[Tensor]:
-        """Cross entropies that add up to the mean over the step's images."""
-        for images, targets, share in self.batch(step):
-            yield cross_entropy(self.network(theta, images), targets) * share
+    def loss(self, theta: Tensor, step: int) -> Tensor:
+        parts = self.batch(step)
+        return torch.stack([cross_entropy(self.network(theta, x), y) * share for x, y, share in parts]).sum()
 
-    def slopes(self, theta: Tensor, direction: Tensor, step: int) -> Iterator[Tensor]:
-        """Their derivatives when theta moves in a constant direction."""
-        for images, targets, share in self.batch(step):
-            logits, change = self.network.directional(theta, direction, images)
-            relative = change - (logits.softmax(1) * change).sum(1, keepdim=True)
-            yield (targets * relative).sum(1).mean() * -share
+    def passed(self, theta: Tensor, step: int) -> Parts:
+        return Parts(
+            Part(images, targets, self.network.passed(theta, images, targets, share))
+            for images, targets, share in self.batch(step)
+        )
+
+    def gradient(self, left: Parts) -> Tensor:
+        first, *others = (self.network.gradient(part.passed) for part in left)
+        return sum(others, first)
+
+    def slope(self, theta: Tensor, direction: Tensor, left: Parts, leaves: Sequence[Tensor], onward: bool) -> Slope:
+        value, found = torch.zeros_like(theta[0]), [torch.zeros_like(leaf) for leaf in leaves]
+        change = torch.zeros_like(theta) if onward else None
+        for part in left:
+            curvature = self.network.curvature(theta, direction, part.passed, part.targets, onward)
+            value += curvature.slope
+            made = [(part.images, curvature.images), (part.targets, curvature.targets)]
+            outputs, of_outputs = zip(*((value, of) for value, of in made if value.requires_grad), strict=True)
+            of_leaves = torch.autograd.grad(outputs, leaves, of_outputs, materialize_grads=True, retain_graph=True)
+            for total, of in zip(found, of_leaves, strict=True):
+                total += of
+            if change is not None and curvature.parameters is not None:
+                change += curvature.parameters
+        return Slope(value, found, change)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -109,20 +181,9 @@ def parts(indices: Tensor, network: FlatNetwork) -> list[Tensor]:
     return [indices] if indices.is_cuda else list(indices.tensor_split(-(-len(indices) // together)))
 
 
-def _summands(found: Summands) -> Iterable[Tensor]:
-    return [found] if isinstance(found, Tensor) else found
-
-
-def _accumulate(totals: Sequence[Tensor], value: Tensor, inputs: Sequence[Tensor], factor: Tensor) -> None:
-    """Add factor * d value / d inputs to the totals; what the value does not depend on gets nothing."""
-    for total, part in zip(totals, torch.autograd.grad(value, inputs, allow_unused=True), strict=True):
-        if part is not None:
-            total.add_(part * factor)
-
-
 def _unrolled(
     start: Tensor,
-    step_loss: Callable[[Tensor, int], Summands],
+    course: Course[L],
     steps: int,
     rate: Tensor,
     leaves: tuple[Tensor, ...],
@@ -130,8 +191,7 @@ def _unrolled(
 ) -> Trajectory:
     size, theta = rate.detach().requires_grad_(), start.detach().requires_grad_()
     for step in range(steps):
-        loss = sum(_summands(step_loss(theta, step)), torch.zeros_like(size))
-        (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+        (gradient,) = torch.autograd.grad(course.loss(theta, step), theta, create_graph=True)
         theta = theta - size * gradient
     loss = final(theta)
     of_rate, *of_leaves = torch.autograd.grad(loss, [size, *leaves], materialize_grads=True)
@@ -140,58 +200,46 @@ def _unrolled(
 
 def trajectory_gradient(
     start: Tensor,
-    step_loss: Callable[[Tensor, int], Summands],
+    course: Course[L],
     steps: int,
     rate: Tensor,
     leaves: Sequence[Tensor],
     final: Callable[[Tensor], Tensor],
     mode: Mode = "adjoint",
-    slope: Callable[[Tensor, Tensor, int], Summands] | None = None,
 ) -> Trajectory:
     """F = final(theta_N) after N = `steps` steps from `start` [P], and its gradients.
 
-    step_loss: (theta [P], i) to loss_i, 0-d, or to several that add up to it, each of which is differentiated before
-        the next is asked for, so that the memory is that of the largest. It is called twice for an i and makes
-        everything from the leaves anew.
     rate: 0-d. leaves: tensors that require gradients.
     mode: "adjoint" as above; "unrolled", the same from one graph of all steps, whose memory grows with them;
         "truncated", which keeps lambda as it is at the end (TESLA; Cui et al. 2023): it leaves out that a step moves
         the parameters at which later gradients are taken.
-    slope: (theta, direction [P], i) to the derivative of loss_i in that direction, in as many summands; by default it
-        comes from differentiating twice.
     Raises ValueError for another mode.
     """
     leaves = tuple(leaves)
     if mode not in get_args(Mode):
         raise ValueError(f"gradient {mode!r} is not known; choose {', '.join(get_args(Mode))}")
     if mode == "unrolled":
-        return _unrolled(start, step_loss, steps, rate, leaves, final)
-
-    def twice(theta: Tensor, direction: Tensor, step: int) -> Iterator[Tensor]:
-        theta = theta if theta.requires_grad else theta.requires_grad_()
-        for loss in _summands(step_loss(theta, step)):
-            yield torch.dot(torch.autograd.grad(loss, theta, create_graph=True)[0], direction)
-
-    points, minus_rate = [start.detach()], -rate.detach()
+        return _unrolled(start, course, steps, rate, leaves, final)
+    points, minus_rate, kept, held = [start.detach()], -rate.detach(), deque[L](), 0
     for step in range(steps):
-        theta = points[-1].detach().requires_grad_()
-        change = torch.zeros_like(theta)
-        for loss in _summands(step_loss(theta, step)):
-            _accumulate([change], loss, [theta], minus_rate)
-        points.append(points[-1] + change)
+        left = course.passed(points[-1], step)
+        points.append(torch.addcmul(points[-1], course.gradient(left), minus_rate))
+        kept.append(left)
+        held += left.bytes()
+        while held > KEPT:
+            held -= kept.popleft().bytes()
     end = points.pop().requires_grad_()
     loss = final(end)
     (adjoint,) = torch.autograd.grad(loss, end)
     of_rate, of_leaves = torch.zeros_like(minus_rate), [torch.zeros_like(leaf) for leaf in leaves]
     for step in reversed(range(steps)):
+        theta = points.pop()
+        left = kept.pop() if kept else course.passed(theta, step)
         # Nothing asks for lambda before the first step.
-        onward = mode == "adjoint" and step > 0
-        theta, change = points.pop().detach().requires_grad_(onward), torch.zeros_like(adjoint)
-        totals, inputs = ([*of_leaves, change], [*leaves, theta]) if onward else (of_leaves, leaves)
-        for pulled in _summands((slope or twice)(theta, adjoint, step)):
-            of_rate -= pulled.detach()
-            if inputs:
-                _accumulate(totals, pulled, inputs, minus_rate)
-        if onward:
-            adjoint = adjoint + change
+        slope = course.slope(theta, adjoint, left, leaves, mode == "adjoint" and step > 0)
+        of_rate -= slope.value
+        for total, of in zip(of_leaves, slope.leaves, strict=True):
+            total.addcmul_(of, minus_rate)
+        if slope.theta is not None:
+            adjoint = torch.addcmul(adjoint, slope.theta, minus_rate)
     return Trajectory(loss.detach(), end.detach(), of_rate, tuple(of_leaves))
