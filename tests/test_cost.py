@@ -89,3 +89,21 @@ def test_every_rate_has_its_source() -> None:
         assert device["source"] and device["label"] and isinstance(device["assumed"], bool)
         assert {"reached", "utilisation"} & device.keys()
         assert seconds(Phase("students", macs={"fp32": 1e12}), device) > 0
+
+
+def test_what_runs_in_bf16_is_counted_so() -> None:
+    """DC's real images, and all of MTT's passes; an extra network of DC costs its share."""
+    base = yaml.safe_load((ROOT / "config/stage1.yaml").read_text())
+    del base["report"]
+    base.update(ipc=[1], recover={})
+
+    def of(name: str, **settings: object) -> dict[str, float]:
+        entry = {**base["distill"][name], "settings": settings}
+        return estimate({**base, "distill": {name: entry}}).phases["distill"].macs
+
+    for name in ("dc", "dm", "mtt"):
+        full, half = of(name), of(name, precision="bf16")
+        assert set(full) == {"fp32"}
+        assert sum(half.values()) == pytest.approx(full["fp32"], rel=1e-12)
+        assert half["bf16"] > 0.9 * full["fp32"]
+    assert of("dc", extra_network=True)["fp32"] == pytest.approx(of("dc")["fp32"] * 1001 / 1000, rel=1e-12)

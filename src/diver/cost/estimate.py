@@ -112,7 +112,8 @@ class Estimate:
             if entry.is_native():
                 self._system(cell, entry.method, settings, phase)
             else:
-                phase.add(self._stage1(cell, entry.method, settings, phase))
+                for precision, macs in self._stage1(cell, entry.method, settings, phase):
+                    phase.add(macs, precision)
         for dataset, name in sorted(experts):
             self._experts(dataset, name)
         wanted = {d for d in self.study.datasets if self._wants_teacher(d)}
@@ -142,44 +143,49 @@ class Estimate:
         # GSAM takes two gradients a step.
         passes = TRAIN * (2 if one["optimizer"] == "gsam" else 1)
         phase.jobs += 1
-        phase.add(one["count"] * one["epochs"] * train * passes * macs)
+        phase.add(one["count"] * one["epochs"] * train * passes * macs, one["precision"])
         phase.stored += one["count"] * (one["epochs"] + 1) * parameters * FLOAT
 
-    def _stage1(self, cell: SetCell, method: str, settings: dict[str, Any], phase: Phase) -> float:
-        """Multiply-adds of making a stage-1 set."""
-        spec = self.datasets[cell.dataset]
+    def _stage1(self, cell: SetCell, method: str, settings: dict[str, Any], phase: Phase) -> list[tuple[str, float]]:
+        """Multiply-adds of making a stage-1 set, by precision."""
+        spec, full = self.datasets[cell.dataset], "fp32"
         classes, made = len(spec.classes), cell.ipc * len(spec.classes)
         if method in ("random", "released"):
-            return 0.0
+            return []
         if method in ("herding", "k_center", "k_means"):
             train = self._images(cell.dataset, phase)[0]
-            return train * self._teacher(cell.dataset, phase) if settings["encoder"] == distill.TEACHER else 0.0
+            return (
+                [(full, train * self._teacher(cell.dataset, phase))] if settings["encoder"] == distill.TEACHER else []
+            )
         if method in ("dm", "dc", "dsa"):
             macs = network_cost("convnet", {"width": settings["width"], "depth": settings["depth"]}, spec)[0]
+            macs *= settings["iterations"]
             real = classes * settings["batch_real"]
             if method == "dm":
-                return float(settings["iterations"] * (real + made * TRAIN) * macs)
-            outer, inner = distill.SETTINGS[method](**settings).loops(cell.ipc)  # type: ignore[attr-defined]
-            trained = max(0, outer - 1) * inner * made * TRAIN
-            return float(settings["iterations"] * (outer * (real * TRAIN + made * TWICE) + trained) * macs)
+                return [(settings["precision"], real * macs), (full, made * TRAIN * macs)]
+            config = distill.DCConfig(**settings)
+            outer, inner = config.loops(cell.ipc)
+            own = outer * made * TWICE + max(0, outer - 1) * inner * made * TRAIN
+            share = 1 + config.extra_network / config.iterations
+            return [(config.precision, share * outer * real * TRAIN * macs), (full, share * own * macs)]
         if method in ("mtt", "edf"):
             known = self.study.all_experts()
             if settings["experts"] not in known:
                 phase.leave_out(f"{cell.stage1}: the networks of {settings['experts']} are not read")
-                return 0.0
+                return []
             one = known[settings["experts"]].at(cell.dataset)
             macs = network_cost("convnet", {"width": one["width"], "depth": one["depth"]}, spec)[0]
             batch = min(made, settings["batch_syn"] or made)
-            return float(settings["iterations"] * settings["syn_steps"] * batch * TWICE * macs)
+            return [(settings["precision"], settings["iterations"] * settings["syn_steps"] * batch * TWICE * macs)]
         if method in ("sre2l", "rded"):
             given = settings["teacher"]
             known_name = given.startswith("timm:")
             macs = network_cost(given, {}, spec)[0] if known_name else self._teacher(cell.dataset, phase)
             if method == "rded":
-                return float(settings["candidates"] * settings["crops"] * classes * macs)
-            return float(settings["iterations"] * made * TRAIN * macs)
+                return [(full, settings["candidates"] * settings["crops"] * classes * macs)]
+            return [(full, settings["iterations"] * made * TRAIN * macs)]
         phase.leave_out(f"operations of {method}: not counted")
-        return 0.0
+        return []
 
     def _cost_of_prior(self, dataset: str, phase: Phase) -> PriorCost | None:
         cost = prior_cost(self.study, dataset, self.rates, self.root)
