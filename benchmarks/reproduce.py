@@ -62,7 +62,7 @@ def settings_of(method: str, ipc: int, options: argparse.Namespace) -> Any:
     chosen = published(method, "cifar10", ipc)
     if method == "mtt":
         chosen["experts"] = str(experts_folder(chosen["experts"], options))
-    if method in ("dc", "dsa", "dm"):
+    if "precision" in SETTINGS[method].model_fields:
         chosen["precision"] = options.precision
     return SETTINGS[method](**chosen)
 
@@ -71,7 +71,12 @@ def experts_folder(name: str, options: argparse.Namespace) -> Path:
     """Trained experts, made if they are not there."""
     folder = Path(options.out) / f"experts-{name}"
     config = ExpertsConfig(
-        **{**published_experts(name, "cifar10"), "count": options.experts, "epochs": options.expert_epochs}
+        **{
+            **published_experts(name, "cifar10"),
+            "count": options.experts,
+            "epochs": options.expert_epochs,
+            "precision": options.precision,
+        }
     )
     began = time.monotonic()
     train_experts(options.data, config, folder, progress=lambda *_: None)
@@ -147,7 +152,10 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", required=True, metavar="METHOD:IPC:SECONDS")
     parser.add_argument("--out", default="results/reproduce", help="folder for sets and experts")
     parser.add_argument(
-        "--precision", default="bf16", choices=["fp32", "bf16"], help="of DC's, DSA's and DM's real images"
+        "--precision",
+        default="bf16",
+        choices=["fp32", "bf16"],
+        help="of DC's, DSA's and DM's real images, MTT's students and experts",
     )
     parser.add_argument("--experts", type=int, default=8, help="experts for MTT; published: 100")
     parser.add_argument("--expert-epochs", type=int, default=22, help="of each; published 50, of which 22 are used")
