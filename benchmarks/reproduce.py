@@ -2,12 +2,12 @@
 
     python benchmarks/reproduce.py --prepared data/prepared/cifar10.safetensors --runs dm:1:60 dsa:10:90 mtt:1:60
 
-A run is METHOD:IPC:SECONDS. One that is not done within its seconds is ended, and what it has by then is used; the line
-says how many of the published iterations were made. Students are DC's: ConvNet-3, 1000 epochs, with DSA's augmentation
-(`dc-eval`), five seeds; for sets of whitened images also on white ones, as MTT publishes them. Experts for MTT are
-trained as they are needed, fewer than published and only for as many epochs as MTT looks at, which is said too. Sets
-are written to a folder, for `diver evaluate` and the like. This is what a GPU does in minutes; `config/stage1.yaml` is
-the whole.
+A run is METHOD:IPC:SECONDS. One that is not done within its seconds (or `--at-most` so many iterations) is ended, and
+what it has by then is used; the line says how many of the published iterations were made. Students are DC's: ConvNet-3,
+1000 epochs, with DSA's augmentation (`dc-eval`), five seeds; for sets of whitened images also on white ones, as MTT
+publishes them. Experts for MTT are trained as they are needed, fewer than published and only for as many epochs as MTT
+looks at, which is said too. Sets are written to a folder, for `diver evaluate` and the like. This is what a GPU does in
+minutes; `config/stage1.yaml` is the whole.
 """
 
 import argparse
@@ -42,6 +42,7 @@ class Stopped(loop.Run):
 
     last: "Stopped"
     until = float("inf")
+    most: int | None = None
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -51,7 +52,7 @@ class Stopped(loop.Run):
         self.total = iterations
 
         def watched(number: int) -> Any:
-            if time.monotonic() > Stopped.until:
+            if time.monotonic() > Stopped.until or number == Stopped.most:
                 raise TimeIsUp
             return iteration(number)
 
@@ -71,12 +72,7 @@ def experts_folder(name: str, options: argparse.Namespace) -> Path:
     """Trained experts, made if they are not there."""
     folder = Path(options.out) / f"experts-{name}"
     config = ExpertsConfig(
-        **{
-            **published_experts(name, "cifar10"),
-            "count": options.experts,
-            "epochs": options.expert_epochs,
-            "precision": options.precision,
-        }
+        **{**published_experts(name, "cifar10"), "count": options.experts, "epochs": options.expert_epochs}
     )
     began = time.monotonic()
     train_experts(options.data, config, folder, progress=lambda *_: None)
@@ -155,13 +151,14 @@ def main() -> None:
         "--precision",
         default="bf16",
         choices=["fp32", "bf16"],
-        help="of DC's, DSA's and DM's real images, MTT's students and experts",
+        help="of DC's, DSA's and DM's real images and MTT's students",
     )
+    parser.add_argument("--at-most", type=int, metavar="N", help="iterations of each run; by default as published")
     parser.add_argument("--experts", type=int, default=8, help="experts for MTT; published: 100")
     parser.add_argument("--expert-epochs", type=int, default=22, help="of each; published 50, of which 22 are used")
     parser.add_argument("--seeds", type=int, default=5, help="students of a set")
     options = parser.parse_args()
-    options.data, device = Prepared.read(options.prepared), best_device()
+    options.data, device, Stopped.most = Prepared.read(options.prepared), best_device(), options.at_most
     Path(options.out).mkdir(parents=True, exist_ok=True)
     for module in (dc, dm, mtt):
         # Where the methods look the class up.

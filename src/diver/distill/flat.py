@@ -97,7 +97,7 @@ class FlatNetwork:
     ) -> None:
         """Raises ValueError, as ConvNet, if images of `size` cannot be halved `depth` times."""
         self.options = {"classes": classes, "channels": channels, "size": size, "width": width, "depth": depth}
-        self.depth, self.precision = depth, precision
+        self.precision = precision
         self._shapes = [p.shape for p in self._created(0).parameters()]
         self._lengths = [shape.numel() for shape in self._shapes]
         self.size = sum(self._lengths)

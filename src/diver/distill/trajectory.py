@@ -8,14 +8,15 @@ Backwards from lambda = dF / d theta_N, step i contributes
     - rate * d<lambda, g_i> / d leaf        to that of a leaf, and
     - rate * d<lambda, g_i> / d theta_i     to lambda, which then belongs to step i - 1.
 
-That needs theta_i and nothing else of the way there. What the passes of the last steps left is kept as long as it fits
-a bound, and made again for those before, so memory does not grow with the steps; the result is the same. <lambda, g_i>
-is the slope of loss_i in the direction lambda.
+That needs theta_i and nothing else of the way there. What the last passes left is kept as long as it fits a bound, and
+made again for those before, so memory does not grow with the steps; the result is the same. <lambda, g_i> is the slope
+of loss_i in the direction lambda.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Literal, Protocol, TypeVar, get_args
 
 import torch
@@ -42,7 +43,7 @@ class Trajectory:
 
 
 class Left(Protocol):
-    """What a step's pass leaves."""
+    """What a pass leaves."""
 
     def bytes(self) -> int: ...
 
@@ -52,7 +53,7 @@ L = TypeVar("L", bound=Left)
 
 @dataclass(frozen=True)
 class Slope:
-    """The derivative of a step's loss in a direction, 0-d, and its gradients: of the leaves and, if asked, of theta."""
+    """The derivative of a loss in a direction, 0-d, and its gradients: of the leaves and, if asked, of theta."""
 
     value: Tensor
     leaves: Sequence[Tensor]
@@ -60,19 +61,19 @@ class Slope:
 
 
 class Course(Protocol[L]):
-    """A student's training: at step i the loss loss_i(theta), theta [P]."""
+    """A student's training: at step i a loss of theta [P], in parts that add up to it."""
 
     def loss(self, theta: Tensor, step: int) -> Tensor:
         """loss_i, 0-d, differentiable in theta and the leaves any number of times."""
 
-    def passed(self, theta: Tensor, step: int) -> L:
-        """What is needed of loss_i for its gradient and slope."""
+    def passed(self, theta: Tensor, step: int) -> Iterator[L]:
+        """What is needed of each part, which is made when it is asked for."""
 
     def gradient(self, left: L) -> Tensor:
-        """d loss_i / d theta."""
+        """A part's gradient with respect to theta."""
 
     def slope(self, theta: Tensor, direction: Tensor, left: L, leaves: Sequence[Tensor], onward: bool) -> Slope:
-        """In a direction [P]; the gradient of theta only if `onward`."""
+        """A part's, in a direction [P]; with the gradient of theta only if `onward`."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,8 @@ class Part:
     targets: Tensor
     passed: Passed
 
-
-class Parts(tuple[Part, ...]):
-    """Those of a step."""
-
-    __slots__ = ()
-
     def bytes(self) -> int:
-        return sum(part.passed.bytes() for part in self)
+        return self.passed.bytes()
 
 
 @dataclass(frozen=True)
@@ -108,30 +103,19 @@ class Training:
         parts = self.batch(step)
         return torch.stack([cross_entropy(self.network(theta, x), y) * share for x, y, share in parts]).sum()
 
-    def passed(self, theta: Tensor, step: int) -> Parts:
-        return Parts(
-            Part(images, targets, self.network.passed(theta, images, targets, share))
-            for images, targets, share in self.batch(step)
-        )
+    def passed(self, theta: Tensor, step: int) -> Iterator[Part]:
+        for images, targets, share in self.batch(step):
+            yield Part(images, targets, self.network.passed(theta, images, targets, share))
 
-    def gradient(self, left: Parts) -> Tensor:
-        first, *others = (self.network.gradient(part.passed) for part in left)
-        return sum(others, first)
+    def gradient(self, left: Part) -> Tensor:
+        return self.network.gradient(left.passed)
 
-    def slope(self, theta: Tensor, direction: Tensor, left: Parts, leaves: Sequence[Tensor], onward: bool) -> Slope:
-        value, found = torch.zeros_like(theta[0]), [torch.zeros_like(leaf) for leaf in leaves]
-        change = torch.zeros_like(theta) if onward else None
-        for part in left:
-            curvature = self.network.curvature(theta, direction, part.passed, part.targets, onward)
-            value += curvature.slope
-            made = [(part.images, curvature.images), (part.targets, curvature.targets)]
-            outputs, of_outputs = zip(*((value, of) for value, of in made if value.requires_grad), strict=True)
-            of_leaves = torch.autograd.grad(outputs, leaves, of_outputs, materialize_grads=True, retain_graph=True)
-            for total, of in zip(found, of_leaves, strict=True):
-                total += of
-            if change is not None and curvature.parameters is not None:
-                change += curvature.parameters
-        return Slope(value, found, change)
+    def slope(self, theta: Tensor, direction: Tensor, left: Part, leaves: Sequence[Tensor], onward: bool) -> Slope:
+        found = self.network.curvature(theta, direction, left.passed, left.targets, onward)
+        made = [(left.images, found.images), (left.targets, found.targets)]
+        outputs, of_outputs = zip(*((value, of) for value, of in made if value.requires_grad), strict=True)
+        of_leaves = torch.autograd.grad(outputs, leaves, of_outputs, materialize_grads=True)
+        return Slope(found.slope, of_leaves, found.parameters)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -220,26 +204,36 @@ def trajectory_gradient(
         raise ValueError(f"gradient {mode!r} is not known; choose {', '.join(get_args(Mode))}")
     if mode == "unrolled":
         return _unrolled(start, course, steps, rate, leaves, final)
-    points, minus_rate, kept, held = [start.detach()], -rate.detach(), deque[L](), 0
+    points, minus_rate = [start.detach()], -rate.detach()
+    kept, counts, held = deque[tuple[int, L]](), [0] * steps, 0
     for step in range(steps):
-        left = course.passed(points[-1], step)
-        points.append(torch.addcmul(points[-1], course.gradient(left), minus_rate))
-        kept.append(left)
-        held += left.bytes()
-        while held > KEPT:
-            held -= kept.popleft().bytes()
+        change = torch.zeros_like(start)
+        for left in course.passed(points[-1], step):
+            change += course.gradient(left)
+            counts[step] += 1
+            kept.append((step, left))
+            held += left.bytes()
+            while held > KEPT:
+                held -= kept.popleft()[1].bytes()
+        points.append(torch.addcmul(points[-1], change, minus_rate))
     end = points.pop().requires_grad_()
     loss = final(end)
     (adjoint,) = torch.autograd.grad(loss, end)
     of_rate, of_leaves = torch.zeros_like(minus_rate), [torch.zeros_like(leaf) for leaf in leaves]
     for step in reversed(range(steps)):
-        theta = points.pop()
-        left = kept.pop() if kept else course.passed(theta, step)
         # Nothing asks for lambda before the first step.
-        slope = course.slope(theta, adjoint, left, leaves, mode == "adjoint" and step > 0)
-        of_rate -= slope.value
-        for total, of in zip(of_leaves, slope.leaves, strict=True):
-            total.addcmul_(of, minus_rate)
-        if slope.theta is not None:
-            adjoint = torch.addcmul(adjoint, slope.theta, minus_rate)
+        theta, onward, change = points.pop(), mode == "adjoint" and step > 0, torch.zeros_like(adjoint)
+        mine: list[L] = []
+        while kept and kept[-1][0] == step:
+            mine.insert(0, kept.pop()[1])
+        # A step's first parts are the first to be let go.
+        again = islice(course.passed(theta, step), counts[step] - len(mine))
+        for left in chain(again, mine):
+            slope = course.slope(theta, adjoint, left, leaves, onward)
+            of_rate -= slope.value
+            for total, of in zip(of_leaves, slope.leaves, strict=True):
+                total.addcmul_(of, minus_rate)
+            if slope.theta is not None:
+                change += slope.theta
+        adjoint = torch.addcmul(adjoint, change, minus_rate)
     return Trajectory(loss.detach(), end.detach(), of_rate, tuple(of_leaves))
