@@ -130,7 +130,7 @@ class MTTConfig(LearnedImages):
     batch_syn: int | None = Field(None, ge=1, description="Synthetic images per student step; none: all.")
     gradient: Literal["adjoint", "unrolled", "truncated"] = Field(
         "adjoint",
-        description="adjoint: exact, with the memory of one step; unrolled: the same by one graph over all steps; "
+        description="adjoint: exact, in memory that does not grow with the steps; unrolled: the same by one graph; "
         "truncated: TESLA's, which leaves out how a step's images change later steps.",
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the students' convolutions.")
