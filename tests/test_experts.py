@@ -92,6 +92,14 @@ def test_experts_start_as_fresh_networks_and_learn(whole: Path, data: Prepared) 
     assert min(tested(0, 3), tested(1, 3)) > 0.9
 
 
+def test_convolutions_in_bf16_move_an_expert_a_little(whole: Path, data: Prepared, tmp_path: Path) -> None:
+    exact, half = Experts.open(whole), Experts.open(made(data, tmp_path, precision="bf16").parent)
+    first = exact.weights(0, 0)
+    assert torch.equal(half.weights(0, 0), first)
+    assert 0 < (half.weights(0, 3) - exact.weights(0, 3)).norm() < 0.1 * (exact.weights(0, 3) - first).norm()
+    assert half.record()["test_accuracy"] > 0.9
+
+
 def plain_gsam(theta: Tensor, gradient: Any, rate: float, rho: float, alpha: float) -> Tensor:
     g = gradient(theta)
     worse = gradient(theta + rho * g / g.norm())
