@@ -116,10 +116,10 @@ def _fused(body: Callable[..., Any], device: torch.device) -> Callable[..., Any]
 
 def _applied(body: Callable[..., Any], images: tuple[Tensor, ...], parameters: tuple[Tensor, ...]) -> Any:
     """body(*images, *parameters), fused, or on a CPU for a few images at a time: results after the first are sums."""
-    u = images[-1]
-    step = len(u) if u.is_cuda else max(1, CACHED // u.shape[1:].numel())
-    fused = _fused(body, u.device)
-    if step >= len(u) or fused is not body:
+    largest = images[-1]
+    step = len(largest) if largest.is_cuda else max(1, CACHED // largest.shape[1:].numel())
+    fused = _fused(body, largest.device)
+    if step >= len(largest) or fused is not body:
         return fused(*images, *parameters)
     found = [body(*few, *parameters) for few in zip(*(x.split(step) for x in images), strict=True)]
     if isinstance(found[0], Tensor):

@@ -222,7 +222,8 @@ def trajectory_gradient(
     of_rate, of_leaves = torch.zeros_like(minus_rate), [torch.zeros_like(leaf) for leaf in leaves]
     for step in reversed(range(steps)):
         # Nothing asks for lambda before the first step.
-        theta, onward, change = points.pop(), mode == "adjoint" and step > 0, torch.zeros_like(adjoint)
+        onward = mode == "adjoint" and step > 0
+        theta, change = points.pop(), torch.zeros_like(adjoint)
         mine: list[L] = []
         while kept and kept[-1][0] == step:
             mine.insert(0, kept.pop()[1])
