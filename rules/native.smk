@@ -16,6 +16,8 @@ if NATIVE:
         conda:
             "../envs/torch.yaml"
         threads: 1
+        resources:
+            gpu=STUDY.gpus,
         params:
             settings=STUDY.preparations.latents.model_dump(mode="json"),
             prior=prior_source,
@@ -43,8 +45,6 @@ if NATIVE:
         params:
             method=native_method,
             settings=native_settings(*CLUSTERING),
-            prior=prior_source,
-            options=prior_options(),
             code=code("find_prototypes"),
         message:
             "native: prototypes of {wildcards.stage1} on {wildcards.dataset}, IPC {wildcards.ipc}"
@@ -65,6 +65,8 @@ if NATIVE:
         conda:
             "../envs/torch.yaml"
         threads: 1
+        resources:
+            gpu=STUDY.gpus,
         params:
             method=native_method,
             settings=inversion_settings,
@@ -124,6 +126,8 @@ if NATIVE:
         conda:
             "../envs/torch.yaml"
         threads: 16
+        resources:
+            gpu=STUDY.gpus,
         params:
             method=native_method,
             settings=tuning_settings,
@@ -150,6 +154,8 @@ if NATIVE:
         conda:
             "../envs/text.yaml"
         threads: 1
+        resources:
+            gpu=STUDY.gpus if STUDY.preparations.captions.source == MODEL else 0,
         params:
             settings=STUDY.preparations.captions.model_dump(mode="json"),
             seed=STUDY.preparations.latents.seed,
@@ -173,6 +179,8 @@ if NATIVE:
         conda:
             "../envs/text.yaml"
         threads: 1
+        resources:
+            gpu=STUDY.gpus if STUDY.preparations.features.source == "clip" else 0,
         params:
             settings=STUDY.preparations.features.model_dump(mode="json"),
             captions=STUDY.preparations.captions.model_dump(mode="json"),
@@ -198,6 +206,8 @@ if NATIVE:
         conda:
             "../envs/text.yaml"
         threads: 1
+        resources:
+            gpu=STUDY.gpus,
         params:
             method=native_method,
             settings=native_settings(*CLUSTERED_BY),
@@ -228,6 +238,8 @@ if NATIVE:
         conda:
             "../envs/torch.yaml"
         threads: 1
+        resources:
+            gpu=STUDY.gpus,
         params:
             method=native_method,
             settings=native_settings(),

@@ -38,6 +38,8 @@ rule record_answers:
     conda:
         "../envs/torch.yaml"
     threads: 1
+    resources:
+        gpu=STUDY.gpus,
     params:
         protocol=protocol_settings,
         teacher=teacher_settings,

@@ -13,6 +13,7 @@ import pytest
 
 from diver import gpu
 from diver.progress import step_log
+from diver.provenance import used_modules
 
 ROOT = Path(__file__).parents[1]
 SMI = """\
@@ -268,7 +269,24 @@ def test_no_step_ties_cuda_to_devices_before_it_has_its_own(monkeypatch: pytest.
     assert setting is not None
     monkeypatch.setenv(setting[1], setting[2])
     one = process(script, ROOT / "src/steps")
-    assert one.communicate(timeout=240)[0].strip() == "8"
+    assert one.communicate(timeout=240)[0].strip() == str(len(LEASING))
+
+
+LEASING = [p for p in sorted((ROOT / "src/steps").glob("*.py")) if "snakemake.resources.gpu" in p.read_text()]
+
+
+def test_what_can_reach_a_device_leases_one() -> None:
+    """A step whose code asks for the best device has its rule ask for GPUs, or it would share a leased one unseen."""
+    asking = [
+        step
+        for step in sorted((ROOT / "src/steps").glob("*.py"))
+        if any("best_device()" in p.read_text() for p in used_modules(step) if p.name != "workers.py")
+    ]
+    assert asking == LEASING
+    rules = re.split(r"(?m)^ *rule ", "".join(p.read_text() for p in sorted((ROOT / "rules").glob("*.smk"))))
+    for step in LEASING:
+        (rule,) = [text for text in rules if f"src/steps/{step.name}" in text]
+        assert re.search(r"resources:\n\s+gpu=STUDY.gpus", rule), step.name
 
 
 SNAKEFILE = """
@@ -287,6 +305,7 @@ STEP = """
 import os, time
 from pathlib import Path
 from diver.progress import step_log
+from diver.provenance import used_modules
 with step_log(snakemake.output[0] + ".log", 1, "toy", snakemake.resources.gpu):
     start = time.monotonic()
     time.sleep(0.5)

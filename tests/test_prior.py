@@ -1,6 +1,7 @@
 """The prior: training that resumes exactly, loading that explains itself, and the shipped product."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +45,26 @@ def test_resumed_training_equals_undisturbed(tmp_path: Path, monkeypatch: pytest
         train_vae(images(), VAE, 0, tmp_path / "part.ckpt", tmp_path / "part.csv")
     resumed, _ = train_vae(images(), VAE, 0, tmp_path / "part.ckpt", tmp_path / "part.csv")
     assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_a_checkpoint_of_another_training_is_not_gone_on_from(tmp_path: Path) -> None:
+    """Else a changed setting would give the old weights, and facts that tell the new setting."""
+    checkpoint, curve = tmp_path / "v.ckpt", tmp_path / "v.csv"
+    first, _ = train_vae(images(), VAE, 0, checkpoint, curve)
+    others: dict[str, dict[str, Any]] = {
+        "settings": {"config": VAE.model_copy(update={"kl_weight": 0.5})},
+        "widths": {"config": VAE.model_copy(update={"widths": [16, 8]})},
+        "seed": {"seed": 1},
+        "data": {"images": images(11)},
+        "code": {"code": "another"},
+    }
+    for name, other in others.items():
+        given = {"images": images(), "config": VAE, "seed": 0, **other}
+        found, _ = train_vae(**given, checkpoint=checkpoint, curve=curve)
+        fresh, _ = train_vae(**given, checkpoint=tmp_path / name, curve=curve)
+        assert torch.equal(weights(found), weights(fresh)), name
+    again, _ = train_vae(images(), VAE, 0, checkpoint, curve)
+    assert torch.equal(weights(again), weights(first))
 
 
 def test_trained_parts_make_a_pipeline(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from diver.recover.texts import spoken
 from diver.text.prepare import caption_images, names_of
 
 wildcards, params = snakemake.wildcards, snakemake.params
-with step_log(snakemake.log[0], snakemake.threads, f"captions of {wildcards.dataset}") as progress:
+with step_log(
+    snakemake.log[0], snakemake.threads, f"captions of {wildcards.dataset}", snakemake.resources.gpu
+) as progress:
     data = Prepared.read(snakemake.input.prepared)
     config = CaptionConfig(**params.settings).of(wildcards.dataset)
     said = caption_images(

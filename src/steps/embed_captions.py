@@ -6,7 +6,9 @@ from diver.progress import step_log
 from diver.text.prepare import embed_captions, names_of
 
 wildcards, params = snakemake.wildcards, snakemake.params
-with step_log(snakemake.log[0], snakemake.threads, f"features of {wildcards.dataset}") as progress:
+with step_log(
+    snakemake.log[0], snakemake.threads, f"features of {wildcards.dataset}", snakemake.resources.gpu
+) as progress:
     data = Prepared.read(snakemake.input.prepared)
     embed_captions(
         data.train_images,

@@ -8,7 +8,9 @@ from diver.progress import step_log
 from diver.recover.latents import encode_latents
 
 wildcards, params = snakemake.wildcards, snakemake.params
-with step_log(snakemake.log[0], snakemake.threads, f"latents of {wildcards.dataset}") as progress:
+with step_log(
+    snakemake.log[0], snakemake.threads, f"latents of {wildcards.dataset}", snakemake.resources.gpu
+) as progress:
     encode_latents(
         Prepared.read(snakemake.input.prepared),
         load_prior(params.prior, PriorOptions(**params.options)),

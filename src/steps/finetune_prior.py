@@ -13,7 +13,9 @@ from diver.recover.minimax import write_tuned
 from diver.recover.tuning import COLUMNS, finetune
 
 wildcards, params, output = snakemake.wildcards, snakemake.params, snakemake.output
-with step_log(snakemake.log[0], snakemake.threads, f"fine-tuning of {wildcards.stage1}") as progress:
+with step_log(
+    snakemake.log[0], snakemake.threads, f"fine-tuning of {wildcards.stage1}", snakemake.resources.gpu
+) as progress:
     options = PriorOptions(**params.options)
     # Compiled blocks keep what they were compiled for; training changes it.
     prior = load_prior(params.prior, options.model_copy(update={"compile": False}))
@@ -26,6 +28,7 @@ with step_log(snakemake.log[0], snakemake.threads, f"fine-tuning of {wildcards.s
         SETTINGS[params.method](**params.settings),
         checkpoint=checkpoint,
         progress=progress,
+        code=params.code,
     )
     with Path(output.curve).open("w", newline="") as file:
         writer = csv.writer(file)

@@ -12,7 +12,9 @@ from diver.recover.d3hr import class_statistics
 from diver.recover.latents import Latents
 
 wildcards, params = snakemake.wildcards, snakemake.params
-with step_log(snakemake.log[0], snakemake.threads, f"statistics of {wildcards.stage1}") as progress:
+with step_log(
+    snakemake.log[0], snakemake.threads, f"statistics of {wildcards.stage1}", snakemake.resources.gpu
+) as progress:
     data, prior = Prepared.read(snakemake.input.prepared), load_prior(params.prior, PriorOptions(**params.options))
     folder = Path(params.folder)
     statistics = class_statistics(
@@ -22,6 +24,7 @@ with step_log(snakemake.log[0], snakemake.threads, f"statistics of {wildcards.st
         SETTINGS[params.method](**params.settings),
         progress=progress,
         folder=folder,
+        code=params.code,
     )
     statistics.write(snakemake.output.statistics)
     # What a killed run goes on from is of no more use.

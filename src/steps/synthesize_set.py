@@ -11,7 +11,7 @@ from diver.recover.systems import SYSTEMS
 
 wildcards, params = snakemake.wildcards, snakemake.params
 label = f"{wildcards.stage1}, IPC {wildcards.ipc}"
-with step_log(snakemake.log[0], snakemake.threads, label) as progress:
+with step_log(snakemake.log[0], snakemake.threads, label, snakemake.resources.gpu) as progress:
     made = SYSTEMS[params.method](
         Prepared.read(snakemake.input.prepared),
         int(wildcards.ipc),

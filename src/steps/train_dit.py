@@ -26,6 +26,7 @@ with step_log(snakemake.log[0], snakemake.threads, "transformer") as progress:
         checkpoint,
         Path(snakemake.output.curve),
         progress,
+        snakemake.params.code,
     ):
         final = step == config.steps
         pipeline = DiTPipeline(model.half(), vae.half(), dit_scheduler())

@@ -14,7 +14,13 @@ with step_log(snakemake.log[0], snakemake.threads, "autoencoder") as progress:
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     config = VAETraining(**snakemake.params.settings)
     vae, seconds = train_vae(
-        data.train_images, config, snakemake.params.seed, checkpoint, Path(snakemake.output.curve), progress
+        data.train_images,
+        config,
+        snakemake.params.seed,
+        checkpoint,
+        Path(snakemake.output.curve),
+        progress,
+        snakemake.params.code,
     )
     vae.half().save_pretrained(Path(snakemake.output.config).parent)
     facts = {

@@ -13,7 +13,9 @@ from diver.recover.texts import captions_by_place, edits_texts, vlcp_texts, writ
 from diver.text.prepare import Embedded, names_of
 
 wildcards, params = snakemake.wildcards, snakemake.params
-with step_log(snakemake.log[0], snakemake.threads, f"texts of {wildcards.stage1}, IPC {wildcards.ipc}") as progress:
+with step_log(
+    snakemake.log[0], snakemake.threads, f"texts of {wildcards.stage1}, IPC {wildcards.ipc}", snakemake.resources.gpu
+) as progress:
     data, ipc, made = Prepared.read(snakemake.input.prepared), int(wildcards.ipc), params.artefacts
     prior = load_prior(params.prior, PriorOptions(**params.options))
     config = SETTINGS[params.method](**params.settings)

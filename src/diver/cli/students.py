@@ -110,7 +110,9 @@ class Evaluation:
         replay = None
         if self.teacher and self.protocol.labels == "replay":
             progress = reporter(f"{of}answers", every=5)
-            replay = answer_set(distilled, self.data, self.teacher, self.protocol, self.replay_seed, progress=progress)
+            replay = answer_set(
+                distilled, self.data, self.teacher, self.protocol, self.replay_seed, True, progress, best_device()
+            )
         found = {}
         for number, (name, wanted) in enumerate(self.architectures.items(), 1):
             with mendable():

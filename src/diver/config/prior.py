@@ -27,9 +27,6 @@ class VAETraining(Model):
         2e-4, ge=0, description="Weight of the divergence from the unit normal, a mean per latent element."
     )
     precision: Literal["fp32", "bf16"] = Field("bf16", description="Arithmetic of the forward pass (autocast).")
-    snapshots: list[int] = Field(
-        [], description="Not used by the autoencoder; present for the common loop.", max_length=0
-    )
 
 
 class DiTTraining(Model):

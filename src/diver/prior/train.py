@@ -6,8 +6,9 @@ stopped and resumed computes exactly what an undisturbed run computes.
 
 import csv
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from diver.config.prior import DiTTraining, VAETraining
 from diver.progress import Progress
+from diver.tensorfile import canonical_json, tensors_digest
 
 CHECKPOINT_EVERY = 250
 LOG_EVERY = 25
@@ -78,10 +80,7 @@ def keyed_generator(seed: int, step: int) -> torch.Generator:
 
 
 def warm_constant_decay(step: int, steps: int, warmup: int, decay: float) -> float:
-    """Learning-rate factor: linear warm-up, constant, then linear to zero over the last `decay` fraction.
-
-    Before the decay it does not depend on `steps`, so a running training may be shortened or prolonged.
-    """
+    """Learning-rate factor: linear warm-up, constant, then linear to zero over the last `decay` fraction."""
     return min(1.0, (step + 1) / max(1, warmup), (steps - step) / max(1, decay * steps))
 
 
@@ -93,16 +92,25 @@ def _loop(
     checkpoint: Path,
     curve: Path,
     label: str,
+    about: Any,
+    snapshots: Sequence[int] = (),
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, EMAModel, float]]:
-    """Optimise `loss_of`; yields (step, EMA weights, seconds spent) at each of `config.snapshots` and at the end."""
+    """Optimise `loss_of`; yields (step, EMA weights, seconds spent) at each of `snapshots` and at the end.
+
+    about: JSON that, beside the settings and the seed, tells this training from another (data, code). A checkpoint of
+    another training is not gone on from.
+    """
     optimizer = torch.optim.AdamW(
         model.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
     )
     ema = EMAModel(model.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75)
     first, spent, history = 0, 0.0, []
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+    key = canonical_json([label, config.model_dump(mode="json"), seed, about, torch.__version__])
+    state = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else {}
+    if state and state.get("key") != key:
+        print(f"{label}: {checkpoint} is of other settings, data or code; starting from the beginning", flush=True)
+    elif state:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         ema.load_state_dict(state["ema"])
@@ -135,6 +143,7 @@ def _loop(
             partial = checkpoint.with_suffix(".partial")
             torch.save(
                 {
+                    "key": key,
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "ema": ema.state_dict(),
@@ -145,7 +154,7 @@ def _loop(
                 partial,
             )
             partial.replace(checkpoint)
-        if done in config.snapshots and done < config.steps:
+        if done in snapshots and done < config.steps:
             yield done, ema, spent + time.monotonic() - started
     with curve.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -155,14 +164,22 @@ def _loop(
 
 
 def train_vae(
-    images: Tensor, config: VAETraining, seed: int, checkpoint: Path, curve: Path, progress: Progress | None = None
+    images: Tensor,
+    config: VAETraining,
+    seed: int,
+    checkpoint: Path,
+    curve: Path,
+    progress: Progress | None = None,
+    code: str = "",
 ) -> tuple[AutoencoderKL, float]:
     """Train the autoencoder on raw training images.
 
     `images`: uint8 [N, C, H, W]. Loss: mean squared error in [-1, 1] plus `kl_weight` times the mean
     divergence per latent element from the unit normal. Returns (EMA model, seconds); `scaling_factor`
-    is set so that scaled latents of the training images have unit variance.
+    is set so that scaled latents of the training images have unit variance. `code` is the digest of the code: a
+    checkpoint of another is not gone on from.
     """
+    about = [tensors_digest({"images": images}), code]
     torch.manual_seed(seed)
     vae = build_vae(config, images.shape[1])
 
@@ -178,7 +195,7 @@ def train_vae(
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         return (decoded.float() - x).square().mean() + config.kl_weight * divergence
 
-    *_, (_, ema, seconds) = _loop(vae, loss_of, config, seed, checkpoint, curve, "vae", progress)
+    *_, (_, ema, seconds) = _loop(vae, loss_of, config, seed, checkpoint, curve, "vae", about, progress=progress)
     ema.copy_to(vae.parameters())
     moments = encode_moments(vae, images[: min(len(images), 10_000)])
     variance = moments.mean.var() + (2 * moments.log_std).exp().mean()
@@ -215,6 +232,7 @@ def train_dit(
     checkpoint: Path,
     curve: Path,
     progress: Progress | None = None,
+    code: str = "",
 ) -> Iterator[tuple[int, DiTTransformer2DModel, float]]:
     """Train the transformer on latents of the training images and of their mirror images.
 
@@ -229,6 +247,7 @@ def train_dit(
     mean = torch.cat([plain.mean, mirrored.mean]).clone()
     std = torch.cat([plain.log_std, mirrored.log_std]).exp()
     labels = labels.repeat(2)
+    about = [tensors_digest({"mean": mean, "std": std, "labels": labels}), code]
     scale = vae.config.scaling_factor
     torch.manual_seed(seed)
     model = build_dit(config, mean.shape[1], mean.shape[-1], classes)
@@ -249,7 +268,9 @@ def train_dit(
             predicted = model(noisy, timestep=timestep, class_labels=y).sample
         return (predicted.float() - scheduler.get_velocity(z0, noise, timestep)).square().mean()
 
-    for step, ema, seconds in _loop(model, loss_of, config, seed, checkpoint, curve, "dit", progress):
+    for step, ema, seconds in _loop(
+        model, loss_of, config, seed, checkpoint, curve, "dit", about, config.snapshots, progress
+    ):
         product = build_dit(config, mean.shape[1], mean.shape[-1], classes).eval()
         ema.copy_to(product.parameters())
         yield step, product, seconds

@@ -73,12 +73,14 @@ def class_statistics(
     *,
     progress: Progress | None = None,
     folder: Path | None = None,
+    code: str = "",
 ) -> ClassStatistics:
     """Statistics of all classes at `config.levels()`, a batch of latents at a time.
 
     `folder` keeps the moments of each class while they are taken; a run that was killed goes on there and gives the
-    same result. Raises StatisticsError for a class of too few latents, ValueError for a level outside the schedule,
-    PriorError if the prior has no condition for a class.
+    same result, if `code`, the digest of the code, is the same too.
+    Raises StatisticsError for a class of too few latents, ValueError for a level outside the schedule, PriorError if
+    the prior has no condition for a class.
     """
     schedule, levels = prior.schedule(config.respacing), config.levels()
     if levels[-1] >= len(schedule):
@@ -92,7 +94,7 @@ def class_statistics(
     finished, before, moments = 0, 0, []
     for c in classes:
         mine = inverted_members(latents, c, config)
-        about = [settings, prior.name, prior.facts, data.dataset, c, tensors_digest({"latents": mine})]
+        about = [settings, prior.name, prior.facts, data.dataset, c, tensors_digest({"latents": mine}), code]
         path = None if folder is None else folder / f"class-{c:05}.safetensors"
         run = _ClassRun((len(levels), size), prior.device, path, canonical_json([*about, torch.__version__]))
         before += run.moments.count

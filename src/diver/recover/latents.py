@@ -98,15 +98,15 @@ class Latents:
     bounds: tuple[tuple[int, int], ...]
 
     @classmethod
-    def open(cls, path: str | Path, data: Prepared, prior: Prior) -> Self:
-        """Raises LatentsError for what is no such file, or one of another dataset or prior."""
+    def open(cls, path: str | Path, data: Prepared, prior: Prior | None = None) -> Self:
+        """Raises LatentsError for what is no such file, or one of another dataset or, if one is given, prior."""
         try:
             rows = np.load(path, mmap_mode="r")
         except (OSError, ValueError, EOFError) as error:
             raise LatentsError(f"{path}: not a file of latents ({str(error).splitlines()[0]})") from error
         if rows.dtype.names != ("index", "label", "latent") or rows.ndim != 1:
             raise LatentsError(f"{path}: not a file of latents: its rows are {rows.dtype}")
-        if rows.dtype["latent"].shape != prior.latent_shape:
+        if prior is not None and rows.dtype["latent"].shape != prior.latent_shape:
             found = list(rows.dtype["latent"].shape)
             raise LatentsError(f"{path}: latents of {found}, and prior {prior.name} has {list(prior.latent_shape)}")
         index, labels = np.asarray(rows["index"]), np.asarray(rows["label"])

@@ -10,6 +10,7 @@ its first visit, and its memories take in the batch after the loss. DiffFit (Xie
 biases, affine normalisations, the class embedding, and factors of the outputs of the residual branches.
 """
 
+import hashlib
 import math
 import time
 from collections.abc import Sequence
@@ -317,17 +318,20 @@ def finetune(
     *,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
+    code: str = "",
 ) -> tuple[dict[str, Any], list[tuple[float, ...]]]:
     """Fine-tune the prior's network in place; returns what is recorded, and the curve with columns COLUMNS.
 
     `checkpoint`: a file that is written once a minute, from which a run that was killed goes on, with the same
-    result. Raises PriorError if the prior is no class-conditional transformer or lacks a class, FloatingPointError
-    if the loss is not finite.
+    result, if `code`, the digest of the code, is the same too.
+    Raises PriorError if the prior is no class-conditional transformer or lacks a class, FloatingPointError if the loss
+    is not finite.
     """
     tuning = Tuning(prior, config, len(data.classes), prior.class_table(data.classes, config.class_ids))
     settings = config.tuning()
-    about = [settings, prior.name, prior.facts, data.dataset, latents.bounds, torch.__version__]
-    key, curve = canonical_json(about), _resume(tuning, checkpoint, canonical_json(about))
+    of_latents = hashlib.sha256(latents.rows.view(np.uint8)).hexdigest()
+    key = canonical_json([settings, prior.name, prior.facts, data.dataset, of_latents, code, torch.__version__])
+    curve = _resume(tuning, checkpoint, key)
     rows, first = tuned_rows(latents, config), tuning.done
     saved, running = time.monotonic(), [] if not curve else curve.pop("running")
     history: list[tuple[float, ...]] = curve.get("history", [])

@@ -194,8 +194,11 @@ def answer_set(
     seed: int,
     matched: bool = True,
     progress: Progress | None = None,
+    device: str | torch.device = "cpu",
 ) -> Replay:
     """A teacher's answers to a set under a protocol, for `evaluate_set`; the same for all networks.
+
+    The teacher is moved to `device`, where it answers.
 
     Raises StudentError if the set is not one of this dataset or the protocol's augmentation cannot be stored.
     """
@@ -203,7 +206,8 @@ def answer_set(
         raise StudentError(f"{protocol.augmentation}: only views of {', '.join(VIEWS)} can be stored with answers")
     used = student_protocol(protocol, "other", distilled.ipc, len(data.classes))
     augment = augmentation(used.augmentation, size=None, mean=data.mean, std=data.std)
-    images = student_images(distilled, data, matched)
+    images = student_images(distilled, data, matched).to(device)
+    teacher.network.to(device)
     show = progress or reporter("answers")
     return record_answers(images, distilled.digest(), teacher, augment, used, seed, show)
 

@@ -118,28 +118,36 @@ def record_answers(
 ) -> Replay:
     """The teacher's answers to all batches of a protocol on standardised images, float32 [N, C, S, S].
 
-    Source: FKD (Shen and Xing 2022), SRe2L (Yin et al. 2023), relabelling. Deterministic in the seed.
+    Images and teacher are on one device, the answers on the CPU. Source: FKD (Shen and Xing 2022), SRe2L (Yin et al.
+    2023), relabelling. Deterministic in the seed.
     """
     generator = torch.Generator().manual_seed(seed)
     count, size = len(images), images.shape[-1]
     batch = min(protocol.batch, count)
-    found: dict[str, list[Tensor]] = {}
+    found: dict[str, Tensor] = {}
+    filled: dict[str, int] = {}
     for epoch in range(protocol.passes):
         for index in torch.randperm(count, generator=generator).split(batch):
             view = augment.draw(len(index), generator)
             mix = draw_mix(protocol.mix, len(index), protocol.mix_alpha, protocol.mix_probability, generator, size=size)
-            seen = mix.apply(augment.apply(images[index], view))
+            seen = mix.apply(augment.apply(images[index.to(images.device)], view))
             stored = {
                 "order": index.int(),
-                "logits": teacher.logits(seen).half(),
+                "logits": teacher.logits(seen).half().cpu(),
                 **{VIEW + name: values for name, values in view.to_tensors().items()},
                 **{MIX + name: values for name, values in mix.to_tensors().items()},
             }
             for name, values in stored.items():
-                found.setdefault(name, []).append(values)
+                if name not in found:
+                    # A value of each image, or one of the batch.
+                    rows = count if len(values) == len(index) else -(-count // batch)
+                    found[name] = values.new_empty(protocol.passes * rows, *values.shape[1:])
+                first = filled.get(name, 0)
+                filled[name] = first + len(values)
+                found[name][first : filled[name]] = values
         progress(epoch + 1, protocol.passes, "epochs")
     return Replay(
-        {name: torch.cat(parts) for name, parts in found.items()},
+        found,
         set_digest,
         {"name": teacher.name, "options": teacher.options, "dataset": teacher.dataset, "accuracy": teacher.accuracy},
         {name: getattr(protocol, name) for name in FIXED},
