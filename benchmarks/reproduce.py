@@ -2,8 +2,9 @@
 
     python benchmarks/reproduce.py --prepared data/prepared/cifar10.safetensors --runs dm:1:60 dsa:10:90 mtt:1:60
 
-A run is METHOD:IPC:SECONDS. One that is not done within its seconds (or `--at-most` so many iterations) is ended, and
-what it has by then is used; the line says how many of the published iterations were made. Students are DC's: ConvNet-3,
+A run is METHOD:IPC:SECONDS. One that is not done so many seconds after its first iteration, in which a GPU's steps are
+compiled (or `--at-most` so many iterations), is ended, and what it has by then is used; the line says how many of the
+published iterations were made. Students are DC's: ConvNet-3,
 1000 epochs, with DSA's augmentation (`dc-eval`), five seeds; for sets of whitened images also on white ones, as MTT
 publishes them. Experts for MTT are trained as they are needed, fewer than published and only for as many epochs as MTT
 looks at, which is said too. Sets are written to a folder, for `diver evaluate` and the like. This is what a GPU does in
@@ -12,6 +13,7 @@ minutes; `config/stage1.yaml` is the whole.
 
 import argparse
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ class Stopped(loop.Run):
     """A run that ends when its time is up. The last one made is kept."""
 
     last: "Stopped"
-    until = float("inf")
+    until = seconds = float("inf")
     most: int | None = None
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -54,7 +56,11 @@ class Stopped(loop.Run):
         def watched(number: int) -> Any:
             if time.monotonic() > Stopped.until or number == Stopped.most:
                 raise TimeIsUp
-            return iteration(number)
+            found = iteration(number)
+            if number == 0:
+                # The first one also compiles and records the steps, where that is done.
+                Stopped.until = time.monotonic() + Stopped.seconds
+            return found
 
         super().iterate(iterations, watched, None)
 
@@ -90,7 +96,7 @@ def learned(
 ) -> tuple[DistilledSet, str]:
     """The set, and how much was done for it in how much time."""
     began = time.monotonic()
-    Stopped.until = began + seconds
+    Stopped.until, Stopped.seconds = float("inf"), seconds
     try:
         made = METHODS[method](options.data, ipc, config, code="benchmark", progress=lambda *_: None)
     except TimeIsUp:
@@ -168,7 +174,8 @@ def main() -> None:
         try:
             one_run(text, options, device)
         except Exception as error:
-            print(f"{text}: failed: {type(error).__name__}: {str(error)[:500]}", flush=True)
+            print(f"{text}: failed: {type(error).__name__}", flush=True)
+            traceback.print_exception(error)
 
 
 if __name__ == "__main__":

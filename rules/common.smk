@@ -31,7 +31,9 @@ from diver.report.labels import names_of
 def only_planned():
     """Whether this call runs no jobs of its own: a dry run, a question about the workflow, or one job of a real run,
     for which everything was there when it was started."""
-    if not workflow.is_main_process or not Path(sys.argv[0]).stem == "snakemake":
+    called = Path(sys.argv[0])
+    # Of `python -m snakemake`, it is the package's __main__.py.
+    if not workflow.is_main_process or "snakemake" not in (called.stem, called.parent.name):
         return True
     given = parse_args(sys.argv[1:])[1]
     return any(getattr(given, name, None) for name in NO_RUN)
@@ -72,9 +74,9 @@ wildcard_constraints:
     ipc=r"\d+",
     shard=r"\d+",
     shards=r"\d+",
-    stage1="|".join(STUDY.distill),
+    stage1="|".join(map(re.escape, STUDY.distill)),
     stage2="|".join(map(re.escape, STUDY.recover)) or "none",
-    experts="|".join(STUDY.all_experts()),
+    experts="|".join(map(re.escape, STUDY.all_experts())),
     scale=f"{cells.MATCHED}|{cells.AS_PUBLISHED}",
     group="|".join({group: None for name in STUDY.datasets for group in cells.student_groups(STUDY, name)}),
 
@@ -129,7 +131,8 @@ def student_architectures(wildcards):
     """Settings of the architectures that one job trains."""
     names = cells.student_groups(STUDY, wildcards.dataset)[wildcards.group]
     known = STUDY.students_at(wildcards.dataset).architectures
-    return {name: known[name].model_dump(mode="json") for name in names}
+    # What they are called in tables changes nothing of their training.
+    return {name: known[name].model_dump(mode="json", exclude={"label"}) for name in names}
 
 
 def source_set(wildcards):
@@ -142,6 +145,15 @@ def teacher_settings(wildcards):
     """The dataset's teacher, None if there is none."""
     teacher = STUDY.teacher_at(wildcards.dataset)
     return teacher.model_dump(mode="json") if teacher else None
+
+
+def answering(value):
+    """A teacher's settings or source, None for students that it does not answer: they do not depend on it."""
+
+    def known(wildcards):
+        return value(wildcards) if protocol_settings(wildcards)["labels"] == "teacher" else None
+
+    return known
 
 
 def teacher_source(wildcards):
@@ -248,7 +260,7 @@ def caption_files(wildcards):
     settings = STUDY.preparations.captions
     made = (ATTRIBUTES, MODEL)
     given = [None if settings.source in made else settings.source, settings.names]
-    return [path.replace("{dataset}", wildcards.dataset) for path in given if path]
+    return here([path.replace("{dataset}", wildcards.dataset) for path in given if path])
 
 
 def artefacts_before_texts(wildcards):

@@ -9,7 +9,7 @@ rule prepare_data:
         "../envs/data.yaml"
     threads: 16
     params:
-        spec=lambda wildcards: DATASETS[wildcards.dataset].model_dump(mode="json"),
+        spec=lambda wildcards: DATASETS[wildcards.dataset].model_dump(mode="json", exclude={"label", "published"}),
         raw=lambda wildcards: f"data/raw/{DATASETS[wildcards.dataset].raw or wildcards.dataset}",
         code=code("prepare_data"),
     message:

@@ -234,7 +234,7 @@ if NATIVE:
         benchmark:
             f"{BENCHMARKS}/distill/{{dataset}}-ipc{{ipc}}-{{stage1}}.tsv"
         wildcard_constraints:
-            stage1="|".join(NATIVE),
+            stage1="|".join(map(re.escape, NATIVE)),
         conda:
             "../envs/torch.yaml"
         threads: 1

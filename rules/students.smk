@@ -34,7 +34,7 @@ rule record_answers:
     benchmark:
         f"{BENCHMARKS}/answers/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{set}}-{{scale}}.tsv"
     wildcard_constraints:
-        set="|".join([NONE, *STUDY.recover]),
+        set="|".join(map(re.escape, [NONE, *STUDY.recover])),
     conda:
         "../envs/torch.yaml"
     threads: 1
@@ -64,7 +64,7 @@ rule train_students:
     benchmark:
         f"{BENCHMARKS}/students/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{set}}-{{scale}}-{{group}}.tsv"
     wildcard_constraints:
-        set="|".join([NONE, *STUDY.recover]),
+        set="|".join(map(re.escape, [NONE, *STUDY.recover])),
     conda:
         "../envs/torch.yaml"
     threads: STUDY.students.threads
@@ -73,8 +73,8 @@ rule train_students:
     params:
         study=STUDY.name,
         protocol=protocol_settings,
-        teacher=teacher_settings,
-        source=teacher_source,
+        teacher=answering(teacher_settings),
+        source=answering(teacher_source),
         architectures=student_architectures,
         seeds=student_seeds,
         memory_gb=STUDY.students.memory_gb,

@@ -149,6 +149,13 @@ def test_sweeps_become_entries_in_order() -> None:
     raw["recover"]["window"]["sweep"]["sp_high"] = [49]
     with pytest.raises(ConfigError, match="differ in length"):
         parse_study(raw, "test")
+    for nothing in ({"gamma": []}, {"gamma": [0.1], "sp_low": []}):
+        raw["recover"]["window"]["sweep"] = nothing
+        with pytest.raises(ConfigError, match="a setting with a list of values"):
+            parse_study(raw, "test")
+    raw["recover"]["window"]["sweep"] = {"gamma": [0.5]}
+    raw["recover"]["window"]["settings"] = None
+    assert parse_study(raw, "test").recover["window-0.5"].full()["gamma"] == 0.5
     raw["recover"]["window"]["sweep"] = {"sp_low": [0], "sp_hihg": [49]}
     with pytest.raises(ConfigError, match="sp_hihg"):
         parse_study(raw, "test")
@@ -255,6 +262,21 @@ def test_faults_of_what_differs_by_dataset(keys: str, value: Any, words: list[st
         parse_study(content, "study.yaml")
     for word in words:
         assert word in str(refusal.value), str(refusal.value)
+
+
+def test_systems_alone_want_their_prior_and_captions() -> None:
+    content = read_yaml(ROOT / "config/edits-woof.yaml")
+    content["preparations"]["captions"] = {"source": "no/{dataset}.jsonl", "names": "no/{dataset}.txt"}
+    missing = check_study(content, "study.yaml", ROOT, planning=True).missing
+    for key, path in {"source": "no/imagewoof5-64.jsonl", "names": "no/imagewoof5-64.txt"}.items():
+        assert any(line.startswith(f"preparations.captions.{key}: no file {path}") for line in missing)
+    content["preparations"]["captions"] = {}
+    assert not any("captions" in line for line in check_study(content, "study.yaml", ROOT, planning=True).missing)
+    content["prior"] = {"source": "shipped"}
+    content["recover"] = {}
+    content["report"] = {}
+    with pytest.raises(ConfigError, match="none is shipped for imagewoof5-64"):
+        check_study(content, "study.yaml", ROOT, planning=True)
 
 
 def faulty() -> tuple[dict[str, Any], list[str]]:

@@ -14,11 +14,11 @@ from diver.config.native.d3hr import D3HRConfig
 from diver.data.prepared import Prepared
 from diver.prior.base import Prior
 from diver.recover import d3hr as module
+from diver.recover.base import denoiser
 from diver.recover.d3hr import class_statistics, synthesise_d3hr
 from diver.recover.inversion import invert
 from diver.recover.latents import Latents, encode_latents
 from diver.recover.moments import ClassStatistics, StatisticsError
-from diver.recover.native import towards
 from diver.report.normality import Normality, draw_normality
 
 
@@ -58,7 +58,7 @@ def test_statistics_are_those_of_the_inverted_classes(
     assert statistics.counts == (12, 12, 12) and statistics.mean.shape == (3, 4, 4, 4, 4)
     schedule, seen = tiny_prior.schedule("ddim10"), {}
     for c in range(3):
-        denoise = towards(tiny_prior, schedule, torch.full((12,), c), config)
+        denoise = denoiser(tiny_prior, schedule, torch.full((12,), c), config)
         with torch.inference_mode():
             invert(latents.of(c), schedule, denoise, 9, observe=lambda k, state: seen.__setitem__(k, state.double()))
         for i, level in enumerate(statistics.levels):

@@ -36,7 +36,7 @@ from diver.exports import (
     export_png,
     rounded,
 )
-from diver.importers import import_released
+from diver.importers import import_set
 from diver.sets import SYMMETRIC, UNIT, DistilledSet, Step, ValueRange
 from diver.tensorfile import read_tensors
 from ranking import rank_set
@@ -177,8 +177,9 @@ def test_dcbench_released_form_is_read_back(tmp_path: Path, method: str) -> None
     made, name = make(), method.upper()
     export_dcbench(made, tmp_path, method)
     path = tmp_path / f"{name}/CIFAR10/IPC{IPC}/res_{name}_CIFAR10_ConvNet_{IPC}ipc.pt"
-    back, about = import_released(path, "cifar10", CIFAR10, CIFAR)
-    assert torch.equal(back.images, made.images) and about["entries"] == 1
+    found = import_set(path, "cifar10", CIFAR10, CIFAR, value_range="dataset")
+    back = found.distilled
+    assert torch.equal(back.images, made.images) and not any("experiments" in note for note in found.notes)
     assert torch.equal(back.hard_labels(), made.hard_labels())
 
 

@@ -31,11 +31,6 @@ def draw_phases(path: Path) -> tuple[Path, Path, Path]:
     return figures.phases(pictures(2, 50), list(k), list(k * 20), (25, 40), path)
 
 
-def draw_gain(path: Path) -> tuple[Path, Path, Path]:
-    row = {"quality": [50.0, 80.0], "mean": [-4.0, 1.0], "low": [-5.0, np.nan], "high": [-3.0, np.nan]}
-    return figures.gain_vs_prior(pd.DataFrame({**row, "name": ["early", "late"]}), "class agreement (%)", path)
-
-
 def with_ceiling(table: pd.DataFrame) -> pd.DataFrame:
     """The table and students of the whole training set, all 60 %."""
     full = table[(table.stage2 == "none") & (table.ipc == 10) & (table.stage1 == "dm")]
@@ -45,8 +40,7 @@ def with_ceiling(table: pd.DataFrame) -> pd.DataFrame:
 DRAWINGS: dict[str, Draw] = {
     "gallery": draw_gallery,
     "phases": draw_phases,
-    "gain": draw_gain,
-    "cross": lambda path: figures.cross_architecture(make_table(ipcs=(10,)), LABELS, path, chance=10),
+    "cross": lambda path: figures.cross_architecture(make_table(ipcs=(10,)), LABELS, path),
     "references": lambda path: figures.references(with_ceiling(make_table()), LABELS, path),
     "ladder": lambda path: figures.ladder(make_table(ipcs=(10,)), LABELS, path, "dm", LADDER),
 }

@@ -16,7 +16,7 @@ from torch.nn import functional
 from diver.config.distill import ReleasedConfig
 from diver.data.subsets import subsets
 from diver.exports import export_dcbench, export_ddranking, export_png, rounded
-from diver.importers import FORMS, Found, import_released, import_set
+from diver.importers import FORMS, Found, import_set
 from diver.sets import IMAGENET, LEARNED_RATE, SYMMETRIC, UNIT, DistilledSet, SetError, Step, ValueRange
 
 CIFAR = ValueRange.standardised((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
@@ -113,9 +113,6 @@ def test_dc_takes_the_last_experiment(tmp_path: Path) -> None:
     one.write(tmp_path / "set.safetensors")
     (tmp_path / "renamed.pt").write_bytes(path.read_bytes())
     assert read(tmp_path / "renamed.pt").distilled.digest() == one.digest()
-    plain, facts = import_released(path, "toy", CLASSES, UNIT)
-    assert plain.value_range == UNIT and torch.equal(plain.images, one.images)
-    assert facts == {"entries": 2, "accuracies": {"ConvNet": [0.25, 0.5], "ViT": [0.125]}}
 
 
 def test_accuracies_in_percent_stay_percent(tmp_path: Path) -> None:

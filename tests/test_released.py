@@ -102,6 +102,8 @@ def test_recorded_and_ours_stand_side_by_side() -> None:
     assert (row["architecture"], row["recorded_n"], row["ours_n"]) == ("resnet", 3, 3)
     assert row["recorded"] == pytest.approx(31) and row["difference"] == pytest.approx(mean - 31)
     assert 0 < row["p"] <= 1
+    none_yet = compare_recorded(table[table.ipc == 1], [(cell, recorded)], {"resnet": "resnet18-dd"}, LABELS)
+    assert none_yet.data.empty and none_yet.display.empty
     text = to_markdown(made)
     assert "31.0 ± 2.5 (3)" in text and "not among our students: ConvNet, LeNet" in text
     for write in (to_csv, to_html, to_tex):

@@ -37,6 +37,30 @@ def test_a_row_says_ours_theirs_the_difference_and_what_departs() -> None:
     assert short.data["departures"].tolist() == ["students' epochs=50; batch=25"] and not short.data["reproduced"].any()
 
 
+def test_what_has_no_students_yet_has_no_row() -> None:
+    table = make_table().assign(departures="")
+    departures = {SetCell("cifar10", ipc, "dm"): "" for ipc in (1, 10)}
+    made = compare_published(table[table.ipc == 10], published(26.0, 48.9), {"dm": "dm"}, departures, LABELS)
+    assert made.data["ipc"].tolist() == [10]
+    with pytest.raises(PublishedError, match="students were trained for"):
+        compare_published(table[table.ipc == 5], published(26.0, 48.9), {"dm": "dm"}, departures, LABELS)
+
+
+def test_rows_name_what_differs_between_them() -> None:
+    table = make_table().assign(departures="")
+    one, other = table, table.assign(dataset="cifar100")
+    rows = [("dm", "", dataset, 10, network, ACCURACY, 40.0, None, "a source")
+            for dataset in ("CIFAR-10", "CIFAR-100") for network in ("ConvNet-3", "ResNet-18")]  # fmt: skip
+    theirs = pd.DataFrame(rows, columns=COLUMNS)
+    departures = {SetCell(dataset, 10, "dm"): "" for dataset in ("cifar10", "cifar100")}
+    networks = {"convnet": "ConvNet-3", "resnet": "ResNet-18"}
+    labels = Labels({"dm": "DM"}, {}, networks, {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"})
+    made = compare_published(pd.concat([one, other]), theirs, {"dm": "dm"}, departures, labels)
+    assert made.keys == 4 and not made.display.iloc[:, :4].duplicated().any()
+    alone = compare_published(one, theirs[theirs["architecture"] == "ConvNet-3"], {"dm": "dm"}, departures, labels)
+    assert alone.keys == 2 and alone.title.endswith("CIFAR-10, ConvNet-3")
+
+
 def test_nothing_to_compare_is_refused() -> None:
     departures = {SetCell("cifar10", 1, "dm"): ""}
     with pytest.raises(PublishedError, match="no published accuracy"):

@@ -53,15 +53,6 @@ def test_unseen_mean_averages_within_a_seed_and_leaves_the_proxy_out(table: pd.D
     found = st.unseen_by_seed(table)
     mine = st.students_of(found, DIVER).sort_values("seed")
     assert mine["accuracy_last"].to_numpy() == pytest.approx(per_seed(table, DIVER, ["resnet", "vit", "mobilenet"]))
-    groups = st.group_intervals(found, list(Cell._fields))
-    assert set(groups["seeds"]) == {3}
-    row = st.students_of(groups, DIVER).iloc[0]
-    assert row["high"] == pytest.approx(st.t_interval(mine["accuracy_last"]).high)
-
-
-def test_group_intervals_refuses_students_that_are_not_repetitions(table: pd.DataFrame) -> None:
-    with pytest.raises(StatisticsError, match="group by more columns"):
-        st.group_intervals(table, ["stage1", "ipc"])
 
 
 @pytest.mark.parametrize(("role", "names"), [("unseen", ["resnet", "vit", "mobilenet"]), ("proxy", ["convnet"])])
@@ -128,7 +119,7 @@ def test_minimum_detectable_approaches_the_normal_closed_form() -> None:
 
 
 def test_compare_corrects_over_all_its_rows(table: pd.DataFrame) -> None:
-    found = st.paired_differences(table)
+    found = st.compare(table, st.stage1_pairs(table))
     # Random has four treatments (one at two scales), DM seven, at two IPC and for two roles.
     assert len(found) == (4 + 7) * 2 * 2
     assert found["p_holm"].to_numpy() == pytest.approx(st.holm(found["p"]))

@@ -93,7 +93,7 @@ def test_unlabelled_names_are_shown_and_never_dropped(small: pd.DataFrame) -> No
 def test_marks_differences_that_the_correction_does_not_leave(
     table: pd.DataFrame, small: pd.DataFrame, cross: tables.Table
 ) -> None:
-    differences = st.paired_differences(table)
+    differences = st.compare(table, st.stage1_pairs(table))
     shown = [text for column in ("Δ unseen", "Δ proxy") for text in cross.display[column] if text]
     assert sum(text.endswith(" ~") for text in shown) == int((~differences["distinguishable"]).sum()) > 0
     assert any(line.startswith("~: not distinguishable") and "44 comparisons" in line for line in cross.legend)

@@ -17,8 +17,9 @@ from diver.config.base import nearest
 from diver.config.distill import NETWORKS, PIXELS, TEACHER
 from diver.config.prior import PriorChoice
 from diver.config.study import NONE, Study, examine, refusal
+from diver.config.text import ATTRIBUTES, MODEL
 from diver.data.spec import DatasetSpec, FolderSource, SpecError, load_dataset_spec
-from diver.study import prepared_path
+from diver.study import native_entries, prepared_path
 
 SPECS = Path("config/datasets")
 # Values of a stage-1 method's network that are no file.
@@ -86,7 +87,8 @@ def _faults(study: Study, datasets: dict[str, DatasetSpec], root: Path) -> Itera
                 f"{key}: IPC {max(ipcs)} is more than the {fewest} training images of {name}'s smallest class; lower it"
                 + ("" if key != "ipc" else f", or give `ipc_of: {{{name}: [...]}}`")
             )
-        if study.recover and study.prior.source == "shipped" and not (root / f"data/shipped/{name}-prior").is_dir():
+        asked = study.recover or native_entries(study)
+        if asked and study.prior.source == "shipped" and not (root / f"data/shipped/{name}-prior").is_dir():
             yield (
                 f"prior.source: none is shipped for {name}; name a directory or a hub's (facebook/DiT-XL-2-256 for "
                 "ImageNet's classes), or 'trained' to have one trained on the dataset"
@@ -167,6 +169,12 @@ def _missing(study: Study, datasets: dict[str, DatasetSpec], root: Path) -> Iter
     for key, given in asked.items():
         if given and given not in ("shipped", "trained") and not is_hub_name(given) and not (root / given).exists():
             yield f"prior.{key}: no {given}; a directory, a released file, or owner/name of a hub"
+    captions = study.preparations.captions
+    of_captions = {"source": captions.source, "names": captions.names} if native_entries(study) else {}
+    for key, given in of_captions.items():
+        for path in dict.fromkeys(str(given).replace("{dataset}", name) for name in study.datasets):
+            if given not in (None, ATTRIBUTES, MODEL) and not (root / path).exists():
+                yield f"preparations.captions.{key}: no file {path}; put it there, or leave the key out"
     files = {"prior.classifier": study.prior.classifier, "report.published": study.report.published}
     for key, path in files.items():
         if path and not (root / path).exists():

@@ -6,6 +6,8 @@ called.
 """
 
 import contextlib
+import functools
+import gc
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,27 +31,60 @@ def records(device: torch.device) -> bool:
 
 @contextlib.contextmanager
 def own_stream(device: torch.device) -> Iterator[None]:
-    """What is done goes on a stream of its own: nothing that is recorded may depend on the device's default stream."""
+    """What is done goes on a stream of its own: nothing that is recorded may depend on the device's default stream.
+
+    Convolutions take cuDNN's reproducible algorithms. Memory of what earlier runs recorded is free again.
+    """
     if device.type != "cuda":
         yield
         return
+    # A recorded step and the object that it belongs to hold each other.
+    gc.collect()
     outside, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
     stream.wait_stream(outside)
-    with torch.cuda.stream(stream):
+    with torch.cuda.stream(stream), _reproducible():
         yield
     outside.wait_stream(stream)
 
 
+@contextlib.contextmanager
+def _reproducible() -> Iterator[None]:
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
+
+
+@functools.cache
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all recordings: a library's workspace is kept for each stream that it ever ran on."""
+    return torch.cuda.Stream(device)
+
+
+@contextlib.contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """An older recording that is destroyed while another is made would spoil it."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def record(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """A function that repeats, on the same memory, the operations of one call of `step`, which is called for it."""
-    side = torch.cuda.Stream(device)
+    side = _recording_stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
         for _ in range(WARM_UP):
             step()
     torch.cuda.current_stream(device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph):
+    with _nothing_collected(), torch.cuda.device(device), torch.cuda.graph(graph, stream=side):
         step()
     return graph.replay
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 from torch.nn import functional
 
-from diver.config.base import nearest
+from diver.config.base import first_fault, nearest
 from diver.sets import LEARNED_RATE, SYMMETRIC, UNIT, DistilledSet, SetError, Step, ValueRange
 from diver.tensorfile import TensorFileError, file_checksum, read_tensors
 
@@ -144,17 +144,11 @@ class _Source:
     order: tuple[str, ...] = ()
     about: _About = field(default_factory=_About)
     accuracies: dict[str, list[float]] = field(default_factory=dict)
-    entries: int = 1
 
 
 # One reader per form: (path, classes, channels, images per class or none, class order or none)
 
 _Accuracies = TypeAdapter(dict[str, list[float | list[float]]])
-
-
-def _first_fault(error: ValidationError) -> str:
-    fault = error.errors(include_url=False)[0]
-    return " ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".split())[:200]
 
 
 def _fractions(values: list[float | list[float]]) -> list[float]:
@@ -177,11 +171,11 @@ def _read_dc(path: Path, *_: Any) -> _Source:
     try:
         accuracies = _Accuracies.validate_python(content.get("accs_all_exps", {}))
     except ValidationError as error:
-        raise SetError(f"{path}: accs_all_exps: {_first_fault(error)}") from error
+        raise SetError(f"{path}: accs_all_exps: {first_fault(error)}") from error
     images, labels = (t.detach() for t in data[-1])
     notes = [f"the last of {len(data)} experiments is taken"] if len(data) > 1 else []
     recorded = {name: _fractions(values) for name, values in accuracies.items() if values}
-    return _Source(images, labels, [path], notes, about=_about(path.parent), accuracies=recorded, entries=len(data))
+    return _Source(images, labels, [path], notes, about=_about(path.parent), accuracies=recorded)
 
 
 def _read_ncfm(path: Path, *_: Any) -> _Source:
@@ -720,18 +714,3 @@ def import_set(
     chosen = _range_of(path, source.images, value_range, form, source, standard)
     found = _assemble(path, form, source, dataset, classes, chosen, ipc, factor or 1, class_order)
     return Found(found, form, tuple(source.notes), _percent(source.accuracies))
-
-
-def import_released(
-    path: str | Path, dataset: str, classes: Sequence[str], value_range: ValueRange
-) -> tuple[DistilledSet, dict[str, Any]]:
-    """`import_set` of the form `dc` in a value range that the caller states: the set, and what else the file holds.
-
-    The latter is {"entries": experiments in the file, "accuracies": network -> fractions}. Raises SetError.
-    """
-    path, classes = Path(path), tuple(classes)
-    source = _read_dc(path)
-    _check_images(path, source.images, source.images.shape[1] if source.images.ndim == 4 else 0, dataset)
-    chosen = (source.images.float(), value_range, f"values read as {value_range.kind} as asked")
-    found = _assemble(path, "dc", source, dataset, classes, chosen, None, 1, None)
-    return found, {"entries": source.entries, "accuracies": source.accuracies}

@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from diver.config.base import first_fault
 from diver.tensorfile import TensorFileError, canonical_json, read_tensors, tensors_digest, write_tensors
 
 RangeKind = Literal["standardised", "unit", "symmetric"]
@@ -181,7 +182,7 @@ class DistilledSet:
             canonical_json([step.parameters for step in self.steps])
             self.header()
         except ValidationError as error:
-            return f"metadata: {_first_fault(error)}"
+            return f"metadata: {first_fault(error)}"
         except (TypeError, ValueError) as error:
             return f"the parameters of a step are not JSON ({error})"
         return None
@@ -261,7 +262,7 @@ def _metadata(header: dict[str, Any], path: str | Path) -> _Metadata:
     try:
         return _Metadata.model_validate(header)
     except ValidationError as error:
-        raise SetError(f"{path}: metadata: {_first_fault(error)}") from error
+        raise SetError(f"{path}: metadata: {first_fault(error)}") from error
 
 
 def read_header(header: dict[str, Any], path: str | Path) -> DistilledSet:
@@ -276,11 +277,3 @@ def learned_rate(distilled: DistilledSet) -> float | None:
     """The rate for students that the newest step that learned one recorded."""
     found = [step.parameters[LEARNED_RATE] for step in distilled.steps if LEARNED_RATE in step.parameters]
     return float(found[-1]) if found else None
-
-
-def _first_fault(error: ValidationError) -> str:
-    """The first fault of a pydantic error in one line: where, and what."""
-    fault = error.errors(include_url=False)[0]
-    where = ".".join(map(str, fault["loc"]))
-    found = f" (found {fault['input']!r})" if isinstance(fault["input"], (str, int, float)) else ""
-    return " ".join(f"{where}: {fault['msg']}{found}".split())[:300]

@@ -69,6 +69,19 @@ def full_cells(study: Study) -> Iterator[tuple[str, str]]:
                 yield dataset, group
 
 
+def count_students(study: Study) -> int:
+    """Students of all sets, and those of all training images."""
+    count = 0
+    for job in student_cells(study):
+        dataset = job.set.dataset
+        count += len(student_groups(study, dataset)[job.group]) * len(study.students_at(dataset).seeds)
+    for dataset, group in full_cells(study):
+        students = study.students_at(dataset)
+        assert students.full_data is not None
+        count += len(student_groups(study, dataset)[group]) * len(students.full_data.seeds or students.seeds)
+    return count
+
+
 def shown_cell(study: Study) -> SetCell:
     """The stage-1 set that galleries and trajectories are of: the report's, at its first dataset's largest IPC."""
     stage1 = study.report.ladder_of or next(iter(study.distill))

@@ -17,7 +17,7 @@ with step_log(
     data, full = Prepared.read(snakemake.input.prepared), FullData(**params.full)
     rows = []
     for name, settings in params.architectures.items():
-        architecture = Architecture(**settings)
+        architecture = Architecture(label=name, **settings)
         trained = evaluate_full(
             data,
             architecture,

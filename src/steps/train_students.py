@@ -26,7 +26,7 @@ with step_log(snakemake.log[0], snakemake.threads, label, snakemake.resources.gp
         replay = Replay.read(snakemake.input.labels)
     rows = []
     for name, settings in params.architectures.items():
-        architecture = Architecture(**settings)
+        architecture = Architecture(label=name, **settings)
         common = {
             "study": params.study,
             "dataset": wildcards.dataset,

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -33,11 +34,15 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def run(
-    folder: Path, *arguments: str, cores: str = "2", study: str = "config/test.yaml"
+    folder: Path,
+    *arguments: str,
+    cores: str = "2",
+    study: str = "config/test.yaml",
+    program: Sequence[str] = (SNAKEMAKE,),
 ) -> subprocess.CompletedProcess[str]:
     """Snakemake in a copy of the project, as a user calls it."""
     return subprocess.run(
-        [SNAKEMAKE, *arguments, "--configfile", study, "--cores", cores],
+        [*program, *arguments, "--configfile", study, "--cores", cores],
         cwd=folder,
         env=environment(),
         capture_output=True,

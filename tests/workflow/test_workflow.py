@@ -1,11 +1,13 @@
 """The whole workflow on a slice of real data, as a user runs it."""
 
+import sys
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import torch
 import yaml
-from running import jobs, run
+from running import SNAKEMAKE, jobs, run
 
 
 def test_tables_and_figures_are_made(finished: Path) -> None:
@@ -80,6 +82,17 @@ def test_typo_in_the_configuration_is_refused_before_the_dag(finished: Path) -> 
     message = result.stdout + result.stderr
     assert "report.galery: unknown key; did you mean 'gallery'?" in message
     assert "Building DAG" not in message
+
+
+@pytest.mark.parametrize("program", [(SNAKEMAKE,), (sys.executable, "-m", "snakemake")])
+def test_a_run_without_its_files_is_refused_and_a_plan_is_not(finished: Path, program: tuple[str, ...]) -> None:
+    study = "config/edits-woof.yaml"
+    result = run(finished, study=study, program=program)
+    message = result.stdout + result.stderr
+    assert result.returncode != 0 and "no file data/raw/captions/imagewoof5-64.jsonl" in message
+    assert "Building DAG" not in message
+    planned = run(finished, "--dry-run", study=study, program=program)
+    assert planned.returncode == 0 and "caption_images" in planned.stdout + planned.stderr
 
 
 def test_soft_labels_by_stored_answers_and_by_a_teacher(finished: Path) -> None:

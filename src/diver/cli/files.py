@@ -53,7 +53,7 @@ def _bytes(count: int) -> str:
 
 
 def _described(path: Path, found: "DistilledSet", released: "Found | None") -> dict[str, Any]:
-    from diver.exports import learned_rate
+    from diver.sets import learned_rate
 
     images, soft = found.images, found.soft_labels
     unit = found.value_range.to_unit(images)

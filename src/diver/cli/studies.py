@@ -32,21 +32,19 @@ def check(
     """
     from diver.checks import check_study
     from diver.config.study import read_yaml
-    from diver.study import set_cells, student_cells, student_groups
+    from diver.study import count_students, full_cells, set_cells, student_cells
 
     checked = check_study(read_yaml(study), str(study), home_of_studies(), planning=plan)
-    loaded, students = checked.study, 0
-    sets, jobs = len(list(set_cells(loaded))), list(student_cells(loaded))
-    for job in jobs:
-        dataset = job.set.dataset
-        students += len(student_groups(loaded, dataset)[job.group]) * len(loaded.students_at(dataset).seeds)
+    loaded = checked.study
+    sets, students = len(list(set_cells(loaded))), count_students(loaded)
+    jobs = len([*student_cells(loaded), *full_cells(loaded)])
     if json_:
-        counts = {"sets": sets, "student_jobs": len(jobs), "students": students}
+        counts = {"sets": sets, "student_jobs": jobs, "students": students}
         print_json({"study": str(study), **counts, "missing": checked.missing})
     else:
         for line in checked.missing:
             print(f"{study}: missing here: {line}", file=sys.stderr)
-        print(f"{study}: valid; {sets} sets, {len(jobs)} student jobs, {students} students")
+        print(f"{study}: valid; {sets} sets, {jobs} student jobs, {students} students")
 
 
 def report(

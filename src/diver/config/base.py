@@ -2,7 +2,7 @@
 
 import difflib
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class ConfigError(ValueError):
@@ -19,3 +19,11 @@ def nearest(name: str, valid: list[str]) -> str:
     """ "did you mean 'X'?", or the list of valid names."""
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"valid names: {', '.join(sorted(valid))}"
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first fault of a pydantic error in one line: where, what, and the value that it found."""
+    fault = error.errors(include_url=False)[0]
+    where = ".".join(map(str, fault["loc"]))
+    found = f" (found {fault['input']!r})" if isinstance(fault["input"], (str, int, float)) else ""
+    return " ".join(f"{where}: {fault['msg']}{found}".split())[:300]

@@ -198,7 +198,7 @@ def sweep_points(entries: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         points = {}
         if not sweep:
             points = {name: entry}
-        elif not isinstance(sweep, dict) or not all(isinstance(values, list) for values in sweep.values()):
+        elif not isinstance(sweep, dict) or not all(isinstance(values, list) and values for values in sweep.values()):
             faults.append(f"recover.{name}.sweep: a setting with a list of values, as in {{gamma: [0.02, 0.1]}}")
         elif len({len(values) for values in sweep.values()}) > 1:
             faults.append(f"recover.{name}.sweep: the lists of {', '.join(sweep)} differ in length")
@@ -208,7 +208,7 @@ def sweep_points(entries: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
                 points[f"{name}-{text}"] = {
                     **{key: value for key, value in entry.items() if key != "sweep"},
                     "label": f"{entry.get('label', name)} {' to '.join(map(str, values))}",
-                    "settings": {**entry.get("settings", {}), **dict(zip(sweep, values, strict=True))},
+                    "settings": {**(entry.get("settings") or {}), **dict(zip(sweep, values, strict=True))},
                     "swept": name,
                 }
         for point, made in points.items():

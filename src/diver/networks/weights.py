@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
+from diver.config.base import first_fault
 from diver.networks import create, memory_format
 from diver.sets import ValueRange
 from diver.tensorfile import TensorFileError, read_tensors, write_tensors
@@ -111,11 +112,6 @@ def for_input(trained: Trained, mean: Sequence[float], std: Sequence[float]) -> 
     return replace(trained, network=network, mean=given.mean, std=given.std)
 
 
-def _first_fault(error: ValidationError) -> str:
-    fault = error.errors(include_url=False)[0]
-    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
-
-
 def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
@@ -163,7 +159,7 @@ def write_trained(path: str | Path, trained: Trained) -> None:
         if fault is None:
             write_tensors(path, state, header.model_dump())
     except ValidationError as error:
-        fault = _first_fault(error)
+        fault = first_fault(error)
     except (TypeError, ValueError) as error:
         fault = str(error)
     if fault:
@@ -193,7 +189,7 @@ def read_trained(path: str | Path) -> Trained:
             f"{path}: {error}; give a file of write_trained, or a state dict (.pt, .pth) with its network's name"
         ) from error
     except ValidationError as error:
-        raise WeightsError(f"{path}: not a trained network, {_first_fault(error)}; {remedy}") from error
+        raise WeightsError(f"{path}: not a trained network, {first_fault(error)}; {remedy}") from error
     except (ValueError, TypeError, RuntimeError) as error:
         raise WeightsError(f"{path}: the network cannot be built, {error}; {remedy}") from error
     if fault := _misfit(state, network):

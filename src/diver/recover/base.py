@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from diver.config.native import NativeConfig
 from diver.config.recover import ChainConfig, RecoverConfig
 from diver.prior.base import Denoised, Prior
 from diver.prior.schedule import Schedule
@@ -22,8 +23,8 @@ def encode(x: Tensor, prior: Prior, config: RecoverConfig, noise: KeyedNoise) ->
     return prior.encode(x, drawn)
 
 
-def denoiser(prior: Prior, schedule: Schedule, condition: Tensor, config: ChainConfig) -> Denoiser:
-    """The prior as a function of state and index."""
+def denoiser(prior: Prior, schedule: Schedule, condition: Tensor, config: ChainConfig | NativeConfig) -> Denoiser:
+    """The prior as a function of state and index, with guidance towards the conditions."""
 
     def denoise(state: Tensor, k: int) -> Denoised:
         return prior.denoise(state, schedule.level(k), condition, config.cfg_scale, config.cfg_channels)

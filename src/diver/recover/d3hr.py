@@ -19,11 +19,12 @@ from diver.config.native.d3hr import D3HRConfig
 from diver.data.prepared import Prepared
 from diver.prior.base import Prior
 from diver.progress import Progress
+from diver.recover.base import denoiser
 from diver.recover.groups import Weights, choose_group
 from diver.recover.inversion import invert
 from diver.recover.latents import Latents
 from diver.recover.moments import ClassStatistics, RunningMoments, StatisticsError
-from diver.recover.native import make_images, native_set, towards
+from diver.recover.native import make_images, native_set
 from diver.recover.sampler import KeyedNoise, run_chain
 from diver.sets import DistilledSet
 from diver.tensorfile import TensorFileError, canonical_json, read_tensors, tensors_digest, write_tensors
@@ -107,7 +108,7 @@ def class_statistics(
                     states[k] = state.flatten(1)
 
             clean = mine[first : first + config.batch].to(prior.device)
-            denoise = towards(prior, schedule, table[c : c + 1].expand(len(clean), *table.shape[1:]), config)
+            denoise = denoiser(prior, schedule, table[c : c + 1].expand(len(clean), *table.shape[1:]), config)
             with torch.inference_mode():
                 invert(clean, schedule, denoise, levels[-1], told=config.inversion_time, observe=keep)
                 run.add(torch.stack([states[k] for k in levels], dim=1))
@@ -166,7 +167,7 @@ def synthesise_d3hr(
 
     def sample(rows: Sequence[int], condition: Tensor, noise: KeyedNoise) -> Tensor:
         start = starts[list(rows)].to(prior.device)
-        return run_chain(start, schedule, towards(prior, schedule, condition, config), config.level, noise)
+        return run_chain(start, schedule, denoiser(prior, schedule, condition, config), config.level, noise)
 
     images = make_images(data, ipc, prior, config, sample, progress)
     best_score, mean_score = (sum(column) / len(scores) for column in zip(*scores, strict=True))

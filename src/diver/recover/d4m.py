@@ -21,7 +21,8 @@ from diver.prior.base import Prior
 from diver.prior.classes import WNID, describe
 from diver.prior.stable_diffusion import StableDiffusionPrior
 from diver.progress import Progress
-from diver.recover.native import make_images, native_set, noised, towards
+from diver.recover.base import denoiser
+from diver.recover.native import make_images, native_set, noised
 from diver.recover.prototypes import read_prototypes
 from diver.recover.sampler import KeyedNoise, run_chain
 from diver.sets import DistilledSet
@@ -63,7 +64,7 @@ def synthesise_d4m(
 
     def sample(rows: Sequence[int], condition: Tensor, noise: KeyedNoise) -> Tensor:
         start, first = noised(prototypes[rows].to(prior.device), schedule, config.strength, noise)
-        return run_chain(start, schedule, towards(prior, schedule, condition, config), first, noise)
+        return run_chain(start, schedule, denoiser(prior, schedule, condition, config), first, noise)
 
     images = make_images(data, ipc, prior, config, sample, progress, conditions)
     return native_set(images, data, ipc, "d4m", config, prior, code, {"prototypes": found})

@@ -20,8 +20,9 @@ from diver.data.prepared import Prepared
 from diver.prior.base import Prior
 from diver.prior.stable_diffusion import StableDiffusionPrior
 from diver.progress import Progress
+from diver.recover.base import denoiser
 from diver.recover.latents import symmetric
-from diver.recover.native import make_images, native_set, noised, towards
+from diver.recover.native import make_images, native_set, noised
 from diver.recover.sampler import KeyedNoise, run_chain
 from diver.recover.texts import TextPrototype, mean_latent, read_texts
 from diver.sets import DistilledSet
@@ -66,7 +67,7 @@ def _synthesise(
 
     def sample(rows: Sequence[int], condition: Tensor, noise: KeyedNoise) -> Tensor:
         start, first = noised(prototypes[list(rows)].to(prior.device), schedule, config.strength, noise)
-        return run_chain(start, schedule, towards(prior, schedule, condition, config), first, noise)
+        return run_chain(start, schedule, denoiser(prior, schedule, condition, config), first, noise)
 
     conditions = text_conditions(found, prior)
     images = make_images(data, ipc, prior, config, sample, progress, conditions)

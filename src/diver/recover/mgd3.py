@@ -17,7 +17,8 @@ from diver.config.native.mgd3 import MGD3Config
 from diver.data.prepared import Prepared
 from diver.prior.base import Prior
 from diver.progress import Progress
-from diver.recover.native import make_images, native_set, towards
+from diver.recover.base import denoiser
+from diver.recover.native import make_images, native_set
 from diver.recover.prototypes import read_prototypes
 from diver.recover.sampler import Guidance, KeyedNoise, run_chain
 from diver.sets import DistilledSet
@@ -51,7 +52,7 @@ def synthesise_mgd3(
         return run_chain(
             noise.draw("start", prior.latent_shape, anchor) * schedule.scale(top),
             schedule,
-            towards(prior, schedule, condition, config),
+            denoiser(prior, schedule, condition, config),
             top,
             noise,
             stepper=config.sampler,

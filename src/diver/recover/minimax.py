@@ -20,7 +20,8 @@ from diver.prior.base import Prior, PriorError, load_part
 from diver.prior.hub import fetch
 from diver.prior.load import load_prior
 from diver.progress import Progress
-from diver.recover.native import make_images, native_set, towards
+from diver.recover.base import denoiser
+from diver.recover.native import make_images, native_set
 from diver.recover.sampler import KeyedNoise, run_chain
 from diver.recover.tuning import tunable
 from diver.sets import DistilledSet
@@ -107,7 +108,7 @@ def synthesise_minimax(
 
     def sample(rows: Sequence[int], condition: Tensor, noise: KeyedNoise) -> Tensor:
         start = noise.draw("start", tuned.latent_shape, torch.empty(0, device=tuned.device)) * schedule.scale(top)
-        denoise = towards(tuned, schedule, condition, config)
+        denoise = denoiser(tuned, schedule, condition, config)
         return run_chain(start, schedule, denoise, top, noise, stepper="ddpm")
 
     images = make_images(data, ipc, tuned, config, sample, progress)

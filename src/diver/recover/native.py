@@ -13,23 +13,14 @@ from torch.nn import functional as F
 
 from diver.config.native import NativeConfig
 from diver.data.prepared import Prepared
-from diver.prior.base import Denoised, Prior
+from diver.prior.base import Prior
 from diver.prior.schedule import Schedule
 from diver.progress import Progress
-from diver.recover.sampler import Denoiser, KeyedNoise, add_noise
+from diver.recover.sampler import KeyedNoise, add_noise
 from diver.sets import SYMMETRIC, DistilledSet, Step
 
 # (rows of the set, conditions [n, ...], noise of these images) to scaled latents [n, c, h, w].
 Sampling = Callable[[Sequence[int], Tensor, KeyedNoise], Tensor]
-
-
-def towards(prior: Prior, schedule: Schedule, condition: Tensor, config: NativeConfig) -> Denoiser:
-    """The prior as a function of state and index, with guidance towards the conditions."""
-
-    def denoise(state: Tensor, k: int) -> Denoised:
-        return prior.denoise(state, schedule.level(k), condition, config.cfg_scale, config.cfg_channels)
-
-    return denoise
 
 
 def noised(clean: Tensor, schedule: Schedule, strength: float, noise: KeyedNoise) -> tuple[Tensor, int]:

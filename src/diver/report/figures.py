@@ -226,19 +226,16 @@ def cross_architecture(
     table: pd.DataFrame,
     labels: Labels,
     path: str | Path,
-    treatments: Sequence[str] | None = None,
-    chance: float | None = None,
 ) -> tuple[Path, Path, Path]:
     """Accuracy of every architecture and of the unseen mean, with intervals over seeds; matched scale.
 
     A panel for each stage-1 set (rows; of each dataset when there are several) and IPC (columns), a colour for each
-    stage-2 treatment. Stage-1 sets without any are left to `references`, unless all are. `treatments`: those to show,
-    in order; all by default. `chance`: accuracy of guessing, a line.
+    stage-2 treatment. Stage-1 sets without any are left to `references`, unless all are.
     """
     treated = table.loc[table["stage2"] != NONE, "stage1"].unique()
     table = table[table["stage1"].isin(treated)] if len(treated) else table[table["stage1"] != FULL]
-    shown = table[(table["scale"] == MATCHED) & table["stage2"].isin(treatments or list(table["stage2"]))]
-    names = list(treatments or ordered(labels.stage2, shown["stage2"]))
+    shown = table[table["scale"] == MATCHED]
+    names = list(ordered(labels.stage2, shown["stage2"]))
     chosen = labels.order_cells(cells(shown))
     panels = list(dict.fromkeys((one.dataset, one.stage1) for one in chosen))
     ipcs = sorted({one.ipc for one in chosen})
@@ -259,7 +256,6 @@ def cross_architecture(
                 several = len({one for one, _ in panels}) > 1
                 grid[i, j].set_title(f"{labels.dataset.get(dataset, dataset)}: {title}" if several else title)
                 grid[i, j].set_ylabel("test accuracy (%)" if j == 0 else "")
-                _chance(grid[i, j], chance)
         _legend(figure, names, labels, colours)
         return save(figure, path)
 
@@ -323,13 +319,6 @@ def _point_panel(
     axes.set_xlim(-0.5, len(places) - 0.5)
 
 
-def _chance(axes: Axes, chance: float | None) -> None:
-    """A dotted line, unless it is so far below the points that the axis would be mostly empty."""
-    low, high = axes.get_ylim()
-    if chance is not None and low - chance < 0.3 * (high - low):
-        axes.axhline(chance, color=GREY, linewidth=1, linestyle=":", zorder=1)
-
-
 def _legend(figure: Figure, names: Sequence[str], labels: Labels, colours: Mapping[str, tuple[str, str]]) -> None:
     handles = [
         Line2D([], [], color=colours[name][0], marker=colours[name][1], linestyle="none", markersize=6.5, label=label)
@@ -345,7 +334,6 @@ def ladder(
     path: str | Path,
     stage1: str,
     steps: Sequence[str],
-    chance: float | None = None,
 ) -> tuple[Path, Path, Path]:
     """Accuracy along the steps of a ladder on one stage-1 set: unseen mean and proxy, a panel per dataset and IPC.
 
@@ -374,7 +362,6 @@ def ladder(
             axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
             several = len({one for one, _ in panels}) > 1
             axes.set_title(f"{labels.dataset.get(dataset, dataset)}, IPC {ipc}" if several else f"IPC {ipc}")
-            _chance(axes, chance)
         grid[0].set_ylabel("test accuracy (%)")
         handles = [
             Line2D([], [], color=colour, marker=marker, linestyle=line, label=name)
@@ -505,50 +492,3 @@ def _ratio_axis(axes: Axes, ratios: pd.Series) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.axvline(1, color="#000000", linewidth=1.2, linestyle="--", zorder=1)
-
-
-def gain_vs_prior(
-    points: pd.DataFrame, quality: str, path: str | Path, gain: str = "gain on unseen networks (points)"
-) -> tuple[Path, Path, Path]:
-    """Gain over the stage-1 set against the quality of the prior.
-
-    `points`: columns quality, mean, low, high; optional series (a line each) and name (written at the point of the
-    first series). `quality`, `gain`: labels of the axes.
-    """
-    series = points["series"] if "series" in points else pd.Series("", index=points.index)
-    with style():
-        figure = Figure(figsize=(6.2, 3.9), layout="constrained")
-        axes = figure.subplots()
-        # Series stand a little beside each other, so that no interval hides another.
-        shift = 0.01 * (points["quality"].max() - points["quality"].min())
-        for number, (name, rows) in enumerate(points.groupby(series, sort=False)):
-            rows = rows.sort_values("quality")
-            x = rows["quality"] + (number - (series.nunique() - 1) / 2) * shift
-            bounds = np.nan_to_num([rows["mean"] - rows["low"], rows["high"] - rows["mean"]])
-            look: dict[str, Any] = {"color": SERIES[number % len(SERIES)], "marker": MARKERS[number % len(MARKERS)]}
-            axes.errorbar(x, rows["mean"], yerr=bounds, capsize=3, label=str(name), **look)
-        axes.axhline(0, color=GREY, linewidth=1.2, zorder=1)
-        axes.margins(x=0.12, y=0.12)
-        axes.set_xlabel(quality)
-        axes.set_ylabel(gain)
-        if "name" in points:
-            _name_priors(axes, points)
-        if series.nunique() > 1:
-            figure.legend(loc="outside lower center", ncols=3)
-        return save(figure, path)
-
-
-def _name_priors(axes: Axes, points: pd.DataFrame) -> None:
-    """The priors' names over the plot, one at each quality, where no point or interval can lie."""
-    named = points.drop_duplicates("quality").sort_values("quality")
-    gaps = named["quality"].diff() / (named["quality"].max() - named["quality"].min())
-    height = 4
-    for quality, name, gap in zip(named["quality"], named["name"], gaps, strict=True):
-        # A name close to the one before it goes higher, or back down when that one is high already.
-        height = 30 if gap < 0.2 and height == 4 else 4
-        axes.axvline(quality, color="#DDDDDD", linewidth=1, zorder=0)
-        text = "\n".join(textwrap.wrap(str(name), 14))
-        axes.annotate(
-            text, (quality, 1), (0, height), xycoords=("data", "axes fraction"), textcoords="offset points",
-            ha="center", va="bottom", fontsize=8.5,
-        )  # fmt: skip

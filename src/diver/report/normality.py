@@ -56,11 +56,7 @@ def draw_normality(entries: Mapping[str, Normality], path: str | Path) -> tuple[
             axis.set_xlabel("timestep of the inversion")
             axis.set_ylim(bottom=0)
         figure.legend(loc="outside lower center", ncols=len(entries) + 1)
-        written = save(figure, path)
-        pdf = written[0].with_suffix(".pdf")
-        if pdf not in written:
-            figure.savefig(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
-    return (*dict.fromkeys([*written, pdf]),)
+        return save(figure, path)
 
 
 def _colours(count: int) -> Sequence[str]:

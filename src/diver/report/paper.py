@@ -16,7 +16,7 @@ from diver.config.study import NONE, Study
 from diver.report.labels import Labels
 from diver.report.published import find
 from diver.report.statistics import LAST, LEVEL, UNSEEN, Cell, Interval, students_of, t_interval
-from diver.report.tables import DIVERGED, ROW_NAMES, Table, interval_text, protocol_lines
+from diver.report.tables import DIVERGED, ROW_NAMES, Table, interval_text, number_text, protocol_lines
 from diver.study import SetCell, prepared_path, prior_path
 
 NO_PUBLISHED = "no published number"
@@ -271,7 +271,7 @@ def _display(
         **dict(zip([*ROW_NAMES, ARCHITECTURE], names, strict=True)),
         "ours": text,
         "published": "; ".join(numbers) or NO_PUBLISHED,
-        "difference": "" if math.isnan(row["difference"]) else f"{row['difference'] + 0.0:+.1f}".replace("-", "−"),
+        "difference": "" if math.isnan(row["difference"]) else number_text(row["difference"], signed=True),
         "agrees": settled + differ,
     }
 

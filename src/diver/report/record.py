@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 
 from diver.config.study import NONE, Study
-from diver.study import set_cells, student_cells, student_groups
+from diver.study import count_students, set_cells
 
 FILE_COLUMNS = ["file", "rule", "code", "bytes", "sha256"]
 CHAIN_COLUMNS = ["file", "step", "method", "seed", "code", "parameters"]
@@ -21,10 +21,6 @@ TIME_COLUMNS = ["rule", "jobs", "seconds", "longest", "memory_mb"]
 
 def facts(study: Study, datasets: Mapping[str, str]) -> list[tuple[str, str]]:
     """What the study consists of, as (what, text). `datasets`: displayed names."""
-    trained = 0
-    for job in student_cells(study):
-        dataset = job.set.dataset
-        trained += len(student_groups(study, dataset)[job.group]) * len(study.students_at(dataset).seeds)
     stage2 = [f"{one.label} ({name}: {one.method})" for name, one in study.recover.items()]
     networks = [f"{one.label} ({name}: {one.network}, {one.role})" for name, one in study.all_architectures().items()]
     protocols = {dataset: _protocol(study, dataset) for dataset in study.datasets}
@@ -39,7 +35,7 @@ def facts(study: Study, datasets: Mapping[str, str]) -> list[tuple[str, str]]:
         ("Students", "; ".join(networks)),
         ("Protocol", "; ".join(texts)),
         ("Sets", str(len(list(set_cells(study))))),
-        ("Students to train", str(trained)),
+        ("Students to train", str(count_students(study))),
     ]
 
 

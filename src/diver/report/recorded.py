@@ -1,6 +1,5 @@
 """Accuracies that a released file records beside those of our students on the same images."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,8 +11,9 @@ from scipy import stats
 from diver.config.networks import RECORDED
 from diver.config.study import NONE
 from diver.report.labels import Labels
+from diver.report.record import chain
 from diver.report.statistics import LAST, t_interval
-from diver.report.tables import Table, interval_text, protocol_lines
+from diver.report.tables import Table, interval_text, number_text, protocol_lines, without_constant
 from diver.study import MATCHED, SetCell
 
 COLUMNS = ["dataset", "ipc", "stage1", "architecture", "recorded", "recorded_n", "ours", "ours_n", "difference", "p"]
@@ -24,10 +24,7 @@ def recorded_accuracies(path: str | Path) -> dict[str, list[float]]:
 
     Read from the file's header without a tensor library, which the report's environment does not have.
     """
-    with Path(path).open("rb") as file:
-        head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    (metadata,) = head["__metadata__"].values()
-    return dict(json.loads(metadata)["steps"][0]["parameters"]["recorded"])
+    return dict(chain(path)[0]["parameters"]["recorded"])
 
 
 def compare_recorded(
@@ -40,7 +37,8 @@ def compare_recorded(
 
     `recorded`: sets with what their files say, as fractions, one per evaluation. `networks`: the network of those
     architectures of the study that are a published one as it stands. Welch's t-test; the recorded values are of one
-    set of images and several initial weights, as ours are. Networks that the study lacks are named under the table.
+    set of images and several initial weights, as ours are. Networks that the study lacks are named under the table;
+    those without a student yet have no row.
     """
     ours = {network: architecture for architecture, network in networks.items()}
     rows: list[dict[str, Any]] = []
@@ -61,6 +59,8 @@ def compare_recorded(
                 continue
             theirs = [100 * value for value in fractions]
             found = mine.loc[mine.architecture == architecture, LAST].tolist()
+            if not found:
+                continue
             several = min(len(theirs), len(found)) > 1
             p = float(stats.ttest_ind(theirs, found, equal_var=False).pvalue) if several else math.nan
             means = sum(theirs) / len(theirs), sum(found) / len(found)
@@ -69,12 +69,13 @@ def compare_recorded(
             rows.append(dict(zip(COLUMNS, [*names, *values], strict=True)))
             display.append(
                 {
+                    "Dataset": labels.dataset.get(cell.dataset, cell.dataset),
                     "IPC": str(cell.ipc),
                     "Set": labels.stage1.get(cell.stage1, cell.stage1),
                     "Architecture": name,
                     "recorded": f"{interval_text(t_interval(theirs))} ({len(theirs)})",
                     "ours": f"{interval_text(t_interval(found))} ({len(found)})",
-                    "difference": f"{means[1] - means[0]:+.1f}".replace("-", "−"),
+                    "difference": number_text(means[1] - means[0], signed=True),
                     "Welch's p": "" if math.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001",
                 }
             )
@@ -85,6 +86,8 @@ def compare_recorded(
     ]
     if unmatched:
         legend.append(f"In the files and not among our students: {', '.join(sorted(unmatched))}.")
-    shown = pd.DataFrame(display, columns=["IPC", "Set", "Architecture", "recorded", "ours", "difference", "Welch's p"])
+    keys = ["Dataset", "IPC", "Set", "Architecture"]
+    shown = pd.DataFrame(display, columns=[*keys, "recorded", "ours", "difference", "Welch's p"])
     title = "Released sets: recorded accuracies and ours"
-    return Table(title, pd.DataFrame(rows, columns=COLUMNS), shown, 3, 2, tuple(legend))
+    shown, title, named = without_constant(shown, title, keys)
+    return Table(title, pd.DataFrame(rows, columns=COLUMNS), shown, named, named - 1, tuple(legend))

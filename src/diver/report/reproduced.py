@@ -9,7 +9,7 @@ from diver.config.study import NONE
 from diver.report.labels import Labels
 from diver.report.published import ACCURACY, PublishedError
 from diver.report.statistics import LAST, t_interval
-from diver.report.tables import Table, interval_text, protocol_lines
+from diver.report.tables import Table, interval_text, number_text, protocol_lines, without_constant
 from diver.study import MATCHED, SetCell
 
 # Points within which an accuracy counts as reproduced.
@@ -51,6 +51,8 @@ def compare_published(
                 & (table.scale == MATCHED)
                 & (table.architecture == architecture)
             ]
+            if mine.empty:
+                continue
             found = t_interval(mine[LAST].tolist())
             of_students = sorted({text for text in mine["departures"] if isinstance(text, str) and text})
             departed = "; ".join(filter(None, [departures[cell], *(f"students' {text}" for text in of_students)]))
@@ -62,22 +64,27 @@ def compare_published(
             spread = "" if pd.isna(one["std"]) else f" ± {one['std']:.1f}"
             display.append(
                 {
+                    "Dataset": one["dataset"],
                     "IPC": str(cell.ipc),
                     "Method": labels.stage1.get(stage1, stage1),
+                    "Architecture": one["architecture"],
                     "published": f"{one['mean']:.1f}{spread}",
                     "ours": f"{interval_text(found)} ({found.n})",
-                    "difference": f"{difference:+.1f}".replace("-", "−"),
+                    "difference": number_text(difference, signed=True),
                     "reproduced": "yes" if close else "settings differ" if departed else "no",
                     "settings that differ (published)": departed,
                 }
             )
     if not rows:
-        raise PublishedError("no published accuracy is of a method, dataset, IPC and architecture of this study")
+        raise PublishedError(
+            "no published accuracy is of a method, dataset, IPC and architecture that students were trained for"
+        )
     legend = [
         f"Test accuracy in %. Ours: mean ± half width of the 95 % t-interval (students). Reproduced: at most {CLOSE:g} "
         "points from the published mean under the published settings. The published spread is what its source prints.",
         *protocol_lines(table),
         *(f"Source of published values: {source}." for source in dict.fromkeys(row["source"] for row in rows)),
     ]
-    title = "Stage 1: published accuracies and ours"
-    return Table(title, pd.DataFrame(rows, columns=COLUMNS), pd.DataFrame(display), 2, 1, tuple(legend))
+    keys = ["Dataset", "IPC", "Method", "Architecture"]
+    shown, title, named = without_constant(pd.DataFrame(display), "Stage 1: published accuracies and ours", keys)
+    return Table(title, pd.DataFrame(rows, columns=COLUMNS), shown, named, named - 1, tuple(legend))

@@ -124,21 +124,6 @@ def unseen_by_seed(table: pd.DataFrame, value: str = LAST) -> pd.DataFrame:
     return pd.DataFrame(records, columns=[*Cell._fields, "seed", value])
 
 
-def group_intervals(table: pd.DataFrame, by: Sequence[str], value: str = LAST) -> pd.DataFrame:
-    """Mean and interval of every group: columns `by`, mean, low, high, seeds.
-
-    Raises StatisticsError if a group has a seed twice, for then its rows are not repetitions.
-    """
-    records = []
-    for key, rows in table.groupby(list(by), sort=False):
-        if not rows["seed"].is_unique:
-            raise StatisticsError(f"group {', '.join(map(str, key))}: a seed is there twice; group by more columns")
-        interval = t_interval(rows[value])
-        bounds = {"mean": interval.mean, "low": interval.low, "high": interval.high, "seeds": interval.n}
-        records.append({**dict(zip(by, key, strict=True)), **bounds})
-    return pd.DataFrame(records, columns=[*by, "mean", "low", "high", "seeds"])
-
-
 def difference(
     table: pd.DataFrame, cell: Cell, reference: Cell, role: str = UNSEEN, value: str = LAST
 ) -> Difference | None:
@@ -277,11 +262,6 @@ DIFFERENCE_COLUMNS = [
     *("reference_stage2", "reference_scale", "role", "mean", "low", "high", "seeds", "p", "p_holm"),
     *("distinguishable", "minimum_detectable", "minimum_detectable_corrected"),
 ]
-
-
-def paired_differences(table: pd.DataFrame, roles: Sequence[str] = (UNSEEN, PROXY), value: str = LAST) -> pd.DataFrame:
-    """`compare` of every recovered set with its stage-1 set."""
-    return compare(table, stage1_pairs(table), roles, value)
 
 
 def _name(cell: Cell) -> str:

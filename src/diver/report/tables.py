@@ -54,13 +54,17 @@ class Table:
     legend: tuple[str, ...]
 
 
+def number_text(value: float, signed: bool = False) -> str:
+    """'31.2', or '+31.2'; a difference that rounds to zero has a plus."""
+    # Adding zero turns the -0.0 of rounding into 0.0.
+    rounded = round(value, 1) + 0.0
+    return (f"{rounded:+.1f}" if signed else f"{rounded:.1f}").replace("-", "−")
+
+
 def interval_text(interval: Interval, signed: bool = False) -> str:
     """'31.2 ± 0.9', half width of the interval after the sign; 'n/a' instead of it for a single seed."""
-    # Adding zero turns the -0.0 of rounding into 0.0.
-    rounded = round(interval.mean, 1) + 0.0
-    mean = f"{rounded:+.1f}" if signed else f"{rounded:.1f}"
     half = MISSING if math.isnan(interval.half_width) else f"{interval.half_width:.1f}"
-    return f"{mean.replace('-', '−')} ± {half}"
+    return f"{number_text(interval.mean, signed)} ± {half}"
 
 
 def cross_architecture(table: pd.DataFrame, labels: Labels) -> Table:
@@ -148,17 +152,20 @@ def _assemble(
                 numbers.update({f"{name}_{key}": value for key, value in found.items()})
         display.append({**_row_names(cell, labels), **texts})
         data.append({**cell._asdict(), **numbers})
-    shown, title, keys = _without_constant(pd.DataFrame(display).fillna(""), title)
+    shown, title, keys = without_constant(pd.DataFrame(display).fillna(""), title, ROW_NAMES)
     corrected = family if family is not None else next(iter(groups.values()))[0]
     lines = (*_legend(table, labels), *legend, *_correction(corrected))
     return Table(title, pd.DataFrame(data), shown, keys, keys - 1, lines)
 
 
-def _without_constant(display: pd.DataFrame, title: str) -> tuple[pd.DataFrame, str, int]:
-    """Without columns that say the same in every row, which belong in the title; and how many columns name a row."""
-    same = [name for name in ("Dataset", "Stage 1") if display[name].nunique() == 1]
+def without_constant(display: pd.DataFrame, title: str, keys: Sequence[str]) -> tuple[pd.DataFrame, str, int]:
+    """Without columns that say the same in every row, which belong in the title; and how many columns name a row.
+
+    keys: the first columns, which name a row.
+    """
+    same = [name for name in ("Dataset", "Stage 1", "Architecture") if name in keys and display[name].nunique() == 1]
     title = ", ".join([title, *(str(display[name].iloc[0]) for name in same)])
-    return display.drop(columns=same), title, len(ROW_NAMES) - len(same)
+    return display.drop(columns=same), title, len(keys) - len(same)
 
 
 def _row_names(cell: Cell, labels: Labels) -> dict[str, str]:
@@ -263,7 +270,7 @@ def quality(table: pd.DataFrame, labels: Labels) -> Table:
     rows = labels.sets_in_order(table)
     data = pd.DataFrame([row for _, row in rows], columns=table.columns)
     display = pd.DataFrame([{**_row_names(cell, labels), **_measures(row)} for cell, row in rows])
-    shown, title, keys = _without_constant(display, "Images of the sets beside real ones")
+    shown, title, keys = without_constant(display, "Images of the sets beside real ones", ROW_NAMES)
     return Table(title, data, shown, keys, keys - 1, tuple(_quality_legend(data, labels)))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diver.graphs import Graphed
 from diver.networks.views import apply_each
@@ -55,7 +55,6 @@ class _Runner:
         self.loss = torch.zeros((), device=self.device)
         self.losses: list[Tensor] = []
         self._steps: dict[int, _Step] = {}
-        self._random = any(isinstance(m, nn.Dropout) and m.p > 0 for m in student.network.modules())
 
     def _step(self, images: Tensor, target: Tensor) -> _Step:
         student = self.student
@@ -83,7 +82,7 @@ class _Runner:
         step.images.copy_(images)
         step.target.copy_(target)
         step.knobs.copy_(knobs)
-        if self._random and self.device.type == "cuda":
+        if self.device.type == "cuda":
             # A recorded step's random numbers come from the device's generator, as it is when the step is replayed.
             torch.cuda.manual_seed(hash((self.student.seed, self.student.steps)) & (2**63 - 1))
         step.graph()
