@@ -50,7 +50,8 @@ def test_no_import_goes_back(path: Path) -> None:
 
 def test_settings_are_light() -> None:
     """The configuration is checked before torch is loaded."""
-    for path in (PACKAGE / "config").glob("*.py"):
+    settings = [module for path in (PACKAGE / "config").rglob("*.py") for module in used_modules(path)]
+    for path in dict.fromkeys([*settings, *used_modules(PACKAGE / "study.py")]):
         assert not re.search(r"^(from|import) (torch|diffusers|timm|pandas)", path.read_text(), re.M), path
 
 

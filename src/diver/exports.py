@@ -486,6 +486,13 @@ def export_parquet(distilled: DistilledSet, out_dir: str | Path, accuracy: dict[
 
 
 # Form -> how a set is written in it. A new form is a function and a line here.
+# What is written, by form.
+WRITTEN = {
+    "ddranking": "a folder with images.pt and labels.pt as DD-Ranking's scores take them",
+    "dcbench": "METHOD/DATASET/IPCn/ as DC-BENCH looks for it under distilled_results",
+    "png": "a folder of PNG images for each class, soft labels beside them",
+    "parquet": "a Hugging Face dataset: tables of PNG images and labels, and its card",
+}
 EXPORTS: dict[str, Callable[..., list[Path]]] = {
     "ddranking": export_ddranking,
     "dcbench": export_dcbench,

@@ -364,15 +364,13 @@ def forms(json_: Json = False) -> None:
 
     Example: diver forms
     """
-    from diver.exports import EXPORTS
+    from diver.exports import WRITTEN
     from diver.importers import FORMS
 
-    # The first sentence of what writes a form, without what it gives back.
-    written = {name: re.split(r"[,;] (?:and )?return", one.__doc__ or "")[0] for name, one in EXPORTS.items()}
     if json_:
-        print_json({"import": FORMS, "export": written})
+        print_json({"import": FORMS, "export": WRITTEN})
         return
     for name, line in FORMS.items():
         print(f"import  {name:10} {line}")
-    for name, line in written.items():
+    for name, line in WRITTEN.items():
         print(f"export  {name:10} {line}")

@@ -7,7 +7,8 @@ With zhat0 the clean latent that the network predicts for a noised latent z0 of 
 
 where the memories hold the latest 64 latents z0, and zhat0, of each class, without gradients. A class has no terms on
 its first visit, and its memories take in the batch after the loss. DiffFit (Xie et al. 2023) trains few parameters:
-biases, affine normalisations, the class embedding, and factors of the outputs of the residual branches.
+biases, affine normalisations, the class embedding, and factors of the outputs of the residual branches. Latents are
+encoded once, so that images are not mirrored as they are in the released code.
 """
 
 import hashlib
