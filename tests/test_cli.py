@@ -139,6 +139,8 @@ def test_released_set_is_imported(
         (["--prior-set", "precison=bf16"], "did you mean 'precision'"),
         (["--classes", "1-2"], "FIRST:END"),
         (["--set", "t_f=50"], "t_f = 50"),
+        (["--set", "gamma=lots"], "(given: lots)"),
+        (["--classes", "2:5"], "classes 2:5: the set has 0:3"),
         (["--prior", "/no/such/prior"], "/no/such/prior"),
     ],
 )
@@ -155,7 +157,44 @@ def test_mistakes_are_one_line(
     assert run(monkeypatch, "recover", str(set_file), "--out", str(out), *prior, *arguments) == 2
     assert not list(out.parent.glob("*unused*"))
     error = capsys.readouterr().err
-    assert word in error and len(error.strip().splitlines()) == 1
+    assert word in error and "truncated" not in error and len(error.strip().splitlines()) == 1
+
+
+def test_what_is_read_is_never_written_over(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], set_file: Path, prior_folder: Path
+) -> None:
+    content, folder = set_file.read_bytes(), set_file.parent
+    file = folder / "file"
+    file.write_text("")
+    commands = {
+        "recover": ["--prior", str(prior_folder), "--method", "vae"],
+        "convert": ["--size", "8"],
+        "import": ["--dataset", "cifar10"],
+        "show": [],
+    }
+    for command, more in commands.items():
+        for out, words in (
+            (set_file, "is what is read"),
+            (folder, "is a folder"),
+            (file / "under", f"nothing can be written into {file}"),
+        ):
+            told = "name a .png" if command == "show" else words
+            assert run(monkeypatch, command, str(set_file), "--out", str(out), *more) == 2
+            assert told in capsys.readouterr().err, command
+    assert run(monkeypatch, "merge", str(set_file), "--source", str(set_file), "--out", str(set_file)) == 2
+    assert run(monkeypatch, "evaluate", str(set_file), "--csv", str(folder)) == 2
+    assert f"--csv {folder}: is a folder" in capsys.readouterr().err
+    assert set_file.read_bytes() == content
+
+
+def test_a_system_and_a_misspelt_protocol_are_told_where_to_go(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], set_file: Path
+) -> None:
+    data = ["--prepared", str(set_file), "--ipc", "1", "--out", str(set_file.with_name("out"))]
+    assert run(monkeypatch, "distill", "d4m", *data) == 2
+    assert "diver synthesize d4m" in capsys.readouterr().err
+    assert run(monkeypatch, "evaluate", str(set_file), "--protocol", "soft-fk") == 2
+    assert "--protocol soft-fk: did you mean 'soft-fkd'?" in capsys.readouterr().err
 
 
 def test_bad_set_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -415,6 +454,21 @@ def test_evaluation_is_a_table_a_csv_and_json(
     assert [str(row["accuracy_last"]) for row in json.loads(capsys.readouterr().out)] == [
         row["accuracy_last"] for row in rows
     ]
+
+
+def test_a_set_that_does_not_fit_is_refused_before_another_is_trained_on(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    set_file: Path,
+    prepared_file: Path,
+    tiny_set: DistilledSet,
+    tmp_path: Path,
+) -> None:
+    small = tmp_path / "small.safetensors"
+    tiny_set.with_images(tiny_set.images[..., ::2, ::2].contiguous(), tiny_set.value_range, Step("cut")).write(small)
+    assert run(monkeypatch, "compare", str(set_file), str(small), "--prepared", str(prepared_file), *QUICK) == 2
+    error = capsys.readouterr().err
+    assert "`diver convert --size`" in error and "epochs" not in error
 
 
 def test_sets_are_compared_by_pairs_of_the_same_seed(

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -183,6 +184,24 @@ def test_shards_make_the_unsharded_set(tiny_prior: Prior, odd_file: Path, parts:
     assert merged.read_bytes() == whole.read_bytes()
 
 
+def test_what_is_refused_of_a_sound_file_is_no_fault_of_the_file(
+    tiny_prior: Prior, odd_file: Path, tmp_path: Path
+) -> None:
+    """The file is open while it is recovered: what the method or the disk refuses then is not the file's damage."""
+    out = tmp_path / "out.safetensors"
+    refused: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"config": VAEConfig(tiles=7)}, ValueError, "tiles = 7"),
+        ({"config": VAEConfig(class_ids=[1])}, ValueError, "1 given for 3 classes"),
+        ({"classes": range(2, 2)}, SetError, "FIRST lies before END"),
+        ({"out": tmp_path}, OSError, "directory"),
+    ]
+    for changed, kind, words in refused:
+        given = {"source": odd_file, "out": out, "prior": tiny_prior, "method": "vae", "config": VAEConfig(), **changed}
+        with pytest.raises(kind, match=words) as refusal:
+            recover_file(**given)
+        assert "truncated" not in str(refusal.value)
+
+
 def test_shards_that_do_not_fit_are_refused(tiny_prior: Prior, odd_file: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     recover_file(odd_file, first, tiny_prior, "vae", VAEConfig(), classes=range(0, 2))
@@ -191,7 +210,7 @@ def test_shards_that_do_not_fit_are_refused(tiny_prior: Prior, odd_file: Path, t
         merge(odd_file, [first], tmp_path / "out.safetensors")
     with pytest.raises(SetError, match="other settings"):
         merge(odd_file, [first, second], tmp_path / "out.safetensors")
-    with pytest.raises(SetError, match=r"classes 2\.\.4"):
+    with pytest.raises(SetError, match="classes 2:5: the set has 0:3"):
         recover_file(odd_file, first, tiny_prior, "vae", VAEConfig(), classes=range(2, 5))
 
 

@@ -201,7 +201,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match=words) as refusal:
             read_trained(path)
         assert str(path) in str(refusal.value)
-        assert "; give" in str(refusal.value) or "; write it again" in str(refusal.value)
+        assert "; give" in str(refusal.value) or "; train it again" in str(refusal.value)
 
     refused("no such file")
     write_trained(path, trained())

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from diver.sets import DistilledSet, SetError, ValueRange, read_header
-from diver.tensorfile import Layout, TensorFileError, canonical_json, layout, opened
+from diver.tensorfile import Layout, TensorFileError, canonical_json, layout, opened, readable
 
 
 @dataclass(frozen=True)
@@ -72,42 +72,46 @@ class SetFile:
         `head` has images of shape [N, C, 0, 0]. Raises SetError naming the file and the fault; values of images are
         checked as they are read.
         """
-        try:
-            with opened(path) as (file, metadata):
+        with ExitStack() as open_files:
+            try:
+                file, metadata = open_files.enter_context(opened(path))
                 names = set(file.keys())
                 if "images" not in names:
                     raise SetError(f"{path}: no tensor 'images'")
-                images = file.get_slice("images")
-                shape = images.get_shape()
-                if images.get_dtype() != "F32" or len(shape) != 4:
-                    raise SetError(f"{path}: images are {images.get_dtype()} {shape}, not float32 [N, C, H, W]")
-                head = replace(
-                    read_header(metadata, path),
-                    images=torch.empty(shape[0], shape[1], 0, 0),
-                    labels=file.get_tensor("labels") if "labels" in names else None,
-                    soft_labels=file.get_tensor("soft_labels") if "soft_labels" in names else None,
-                )
-                head.validate_metadata(str(path))
-                count = len(head.classes)
-                chosen = classes if classes is not None else range(count)
-                if not (len(chosen) and 0 <= chosen.start < chosen.stop <= count):
-                    raise SetError(f"{path}: classes {chosen.start}..{chosen.stop - 1}: the set has 0..{count - 1}")
-                numbers = range(chosen.start * head.ipc, chosen.stop * head.ipc)
+                with readable():
+                    images = file.get_slice("images")
+                    kind, shape = images.get_dtype(), images.get_shape()
+                    small = {name: file.get_tensor(name) for name in ("labels", "soft_labels") if name in names}
+            except TensorFileError as error:
+                raise SetError(f"{path}: {error}") from error
+            if kind != "F32" or len(shape) != 4:
+                raise SetError(f"{path}: images are {kind} {shape}, not float32 [N, C, H, W]")
+            head = replace(
+                read_header(metadata, path),
+                images=torch.empty(shape[0], shape[1], 0, 0),
+                labels=small.get("labels"),
+                soft_labels=small.get("soft_labels"),
+            )
+            head.validate_metadata(str(path))
+            count = len(head.classes)
+            chosen = classes if classes is not None else range(count)
+            if not (len(chosen) and 0 <= chosen.start < chosen.stop <= count):
+                asked = f"classes {chosen.start}:{chosen.stop}"
+                raise SetError(f"{path}: {asked}: the set has 0:{count}, and FIRST lies before END")
+            numbers = range(chosen.start * head.ipc, chosen.stop * head.ipc)
 
-                def read(indices: Sequence[int]) -> Tensor:
-                    # One read of the span: indices are consecutive but for repetitions at the end of a set.
-                    low = numbers.start + min(indices)
-                    span = images[low : numbers.start + max(indices) + 1]
-                    found = span[[numbers.start + i - low for i in indices]]
-                    if not torch.isfinite(found).all():
-                        raise SetError(f"{path}: an image of rows {low}.. has values that are not finite")
-                    return found
+            def read(indices: Sequence[int]) -> Tensor:
+                # One read of the span: indices are consecutive but for repetitions at the end of a set.
+                low = numbers.start + min(indices)
+                span = images[low : numbers.start + max(indices) + 1]
+                found = span[[numbers.start + i - low for i in indices]]
+                if not torch.isfinite(found).all():
+                    raise SetError(f"{path}: an image of rows {low}.. has values that are not finite")
+                return found
 
-                labels = head.hard_labels()[numbers.start : numbers.stop]
-                rows = Rows(read, labels, numbers, shape[0], head.classes, head.ipc, head.value_range, int(shape[1]))
-                yield SetFile(head, rows)
-        except TensorFileError as error:
-            raise SetError(f"{path}: {error}") from error
+            labels = head.hard_labels()[numbers.start : numbers.stop]
+            rows = Rows(read, labels, numbers, shape[0], head.classes, head.ipc, head.value_range, int(shape[1]))
+            yield SetFile(head, rows)
 
 
 def origin(path: str | Path) -> str:

@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,8 +96,11 @@ def opened(path: str | Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     """
     if not Path(path).is_file():
         raise TensorFileError("no such file")
-    with _refused(), safe_open(str(path), framework="pt") as file:
-        header = file.metadata() or {}
+    with ExitStack() as open_files:
+        # Around the reading alone: what a caller refuses while the file is open is no fault of the file.
+        with readable():
+            file = open_files.enter_context(safe_open(str(path), framework="pt"))
+            header = file.metadata() or {}
         if KEY not in header:
             raise TensorFileError(f"the header has no metadata under {KEY!r}")
         try:
@@ -110,7 +113,8 @@ def opened(path: str | Path) -> Iterator[tuple[Any, dict[str, Any]]]:
 
 
 @contextmanager
-def _refused() -> Iterator[None]:
+def readable() -> Iterator[None]:
+    """Around reading from an open file: what goes wrong there is a fault of the file, a TensorFileError."""
     try:
         yield
     except TensorFileError:
@@ -122,5 +126,5 @@ def _refused() -> Iterator[None]:
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the metadata of a file of `write_tensors`. Raises TensorFileError as `opened`."""
-    with opened(path) as (file, metadata):
+    with opened(path) as (file, metadata), readable():
         return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (it is no mapping)

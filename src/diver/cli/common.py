@@ -42,7 +42,11 @@ def mendable(subject: object = "") -> Iterator[None]:
 
 def faults(error: ValidationError, option: str = "") -> str:
     """A settings model's faults in one line, each key after the option that gives it."""
-    return "; ".join(f"{option} {'.'.join(map(str, e['loc']))}: {e['msg']}".strip(" :") for e in error.errors())
+    lines = []
+    for one in error.errors():
+        given = f" (given: {one['input']})" if isinstance(one["input"], str | int | float) else ""
+        lines.append(f"{option} {'.'.join(map(str, one['loc']))}: {one['msg']}{given}".strip(" :"))
+    return "; ".join(lines)
 
 
 def options_of(pairs: Sequence[str] | None, option: str, keys: Sequence[str] | None = None) -> dict[str, Any]:
@@ -93,6 +97,18 @@ def at_home(path: str | Path) -> Path:
     """A file of the project by its path from the current folder, else from the checkout; as given if it is in none."""
     here, there = Path(path), CHECKOUT / path
     return there if not here.exists() and there.exists() else here
+
+
+def writable(path: Path, *read: Path, option: str = "--out") -> None:
+    """Refuse, before anything takes time, a file that cannot be written, or that is one of those that are `read`."""
+    if path.is_dir():
+        raise UserError(f"{option} {path}: is a folder; name a file in it")
+    for given in read:
+        if path.exists() and given.exists() and path.samefile(given):
+            raise UserError(f"{option} {path}: is what is read, and would be lost; name another file")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise UserError(f"{option} {path}: nothing can be written into {folder}")
 
 
 def cores() -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diver.cli.common import Json, UserError, completed, known, mendable, print_json, span
+from diver.cli.common import Json, UserError, completed, known, mendable, print_json, span, writable
 from diver.cli.reading import (
     RANGES,
     DatasetOption,
@@ -165,7 +165,7 @@ def show(
     beside: Annotated[
         list[Path] | None, typer.Option(help="Another set, whose same images stand beside; repeatable.")
     ] = None,
-    classes: Annotated[str | None, typer.Option(help="Only classes FIRST:END (numbers, END left out).")] = None,
+    classes: Annotated[str | None, typer.Option(help="Only classes FIRST:END, numbers, without END itself.")] = None,
     dataset: DatasetOption = None,
     value_range: RangeOption = "auto",
 ) -> None:
@@ -179,7 +179,10 @@ def show(
     """
     from diver.pictures import Block, gallery, save
 
-    paths = [set_file, *(beside or [])]
+    paths, target = [set_file, *(beside or [])], out or Path(f"{set_file.stem}.png")
+    if target.suffix != ".png":
+        raise UserError(f"--out {target}: name a .png")
+    writable(target, *paths)
     sets = [read_set(path, dataset, value_range) for path in paths]
     first = sets[0]
     for path, one in zip(paths, sets, strict=True):
@@ -199,7 +202,6 @@ def show(
         for path, one in zip(paths, sets, strict=True)
     ]
     names = [_spoken(first.classes[i]) for i in rows]
-    target = out or Path(f"{set_file.stem}.png")
     with mendable(set_file):
         save(target, gallery(blocks, names, columns))
     print(target)
@@ -232,6 +234,7 @@ def convert(
 
     from diver.sets import SYMMETRIC, UNIT, Step
 
+    writable(out, set_file)
     if value_range is None and size is None and ipc is None:
         raise UserError("nothing to change: give --value-range, --size or --ipc")
     found = read_set(set_file, dataset)
@@ -285,6 +288,7 @@ def import_(
 
     Example: diver import res_DM_imagenet-fruits_ConvNet_1ipc.pt --out fruit.safetensors
     """
+    writable(out, path)
     order = [name.strip() for name in class_order.split(",")] if class_order else None
     found = import_found(path, dataset, value_range, form, ipc, factor, order)
     one = found.distilled

@@ -152,8 +152,11 @@ def own_file(path: Path, beside: Path, dataset: str | None = None, value_range: 
         released.write(copy)
     try:
         yield copy
-    except Exception:
+    except Exception as error:
         copy.unlink()
+        if isinstance(error, (UserError, SetError)):
+            # The user knows nothing of the copy.
+            raise UserError(str(error).replace(str(copy), str(path))) from None
         raise
     copy.unlink()
 

@@ -20,6 +20,7 @@ from diver.cli.common import (
     print_json,
     settings,
     span,
+    writable,
 )
 from diver.cli.reading import DatasetOption, RangeOption, SetArgument, own_file
 
@@ -61,7 +62,10 @@ def _preset_names() -> list[str]:
     return list(PRESETS)
 
 
-PriorOption = Annotated[str, typer.Option(help="Directory or hub name in diffusers' DiT layout.")]
+PriorOption = Annotated[
+    str,
+    typer.Option(help="A directory or hub name in diffusers' layout (DiT, SiT, Stable Diffusion), or a released file."),
+]
 
 
 def distill(
@@ -99,7 +103,10 @@ def distill(
     """
     from diver.config.distill import SETTINGS
 
+    if method in _native_names():
+        raise UserError(f"METHOD {method}: a diffusion-native system; take `diver synthesize {method}`")
     known(method, _distill_names(), "METHOD")
+    writable(out, prepared)
     if preset is not None:
         known(preset, [PUBLISHED], "--preset")
 
@@ -113,7 +120,7 @@ def distill(
             base = published(method, data.dataset, ipc)
     config = settings(set_, SETTINGS[method], base)
     folder_of_experts = getattr(config, "experts", None)
-    if folder_of_experts is not None and not Path(folder_of_experts).is_dir():
+    if folder_of_experts is not None and not (folder_of_experts and Path(folder_of_experts).is_dir()):
         raise UserError(
             f"{method} matches experts, and {folder_of_experts or 'nothing'!r} is no folder of them: make one with "
             "`diver experts`, and give it by --set experts=FOLDER"
@@ -238,7 +245,7 @@ def recover(
         ),
     ] = None,
     classes: Annotated[
-        str | None, typer.Option(help="Only classes FIRST:END (numbers, END left out): a shard for `diver merge`.")
+        str | None, typer.Option(help="Only classes FIRST:END, numbers, without END itself: a shard for `diver merge`.")
     ] = None,
     dataset: DatasetOption = None,
     value_range: RangeOption = "auto",
@@ -251,12 +258,14 @@ def recover(
 
     diver recover dm.safetensors --out recovered.safetensors --set gamma=0.05 --set cfg_scale=2
 
-    diver recover sre2l.safetensors --out shard-0.safetensors --classes 0:250 --prior facebook/DiT-XL-2-256
-    --prior-set autoencoder=stabilityai/sd-vae-ft-mse --prior-set precision=bf16 --preset diver-paper --set batch=64
+    diver recover fruit.safetensors --out recovered.safetensors --preset diver-paper --prior DiT-XL-2-256x256.pt
+
+    diver recover large.safetensors --out shard-0.safetensors --classes 0:250 --prior-set precision=bf16
     """
     from diver.config.prior import PriorOptions
     from diver.config.recover import PRESETS, SETTINGS
 
+    writable(out, set_file)
     if preset is not None:
         method = PRESETS[known(preset, PRESETS, "--preset")].method
     known(method, SETTINGS, "--method")
@@ -316,6 +325,7 @@ def merge(
     """
     from diver.setfile import merge as put_together
 
+    writable(out, source, *shards)
     with own_file(source, out, dataset, value_range) as file:
         put_together(file, shards, out)
     print(out)

@@ -21,6 +21,7 @@ from diver.cli.common import (
     options_of,
     print_json,
     settings,
+    writable,
 )
 from diver.cli.reading import DatasetOption, RangeOption, SetArgument, prepared_data, read_set
 
@@ -157,10 +158,13 @@ def chosen_evaluation(
     teacher: str | None = None,
 ) -> Evaluation:
     """The evaluation of sets of one dataset that the options ask for; what they leave out is the study's."""
-    from diver.config.protocols import Protocol, by_ipc
+    from diver.config.protocols import PRESETS, Protocol, by_ipc
     from diver.config.study import load_study
     from diver.networks.weights import load_teacher
+    from diver.students import check_set
 
+    if protocol:
+        known(protocol, PRESETS, "--protocol")
     students = load_study(at_home(study)).students
     chosen = students.protocol
     if protocol or set_:
@@ -187,6 +191,10 @@ def chosen_evaluation(
             f"protocol {chosen.name} needs a teacher's answers: --teacher FILE (made by `diver teach`) or timm:NAME"
         )
     data = prepared_data(prepared, sets[0].dataset)
+    for one in sets:
+        # Before students of any are trained.
+        with mendable():
+            check_set(one, data, chosen)
     answering = load_teacher(teacher, data) if teacher and chosen.needs_teacher() else None
     return Evaluation(
         data,
@@ -267,6 +275,8 @@ def evaluate(
     from diver.report.tables import interval_text
     from diver.students import write_rows
 
+    if csv:
+        writable(csv, set_file, option="--csv")
     distilled = read_set(set_file, dataset, value_range)
     evaluation = chosen_evaluation(
         [distilled], prepared, study, protocol, set_, quick, architecture, architectures, seeds, threads, teacher
@@ -508,6 +518,7 @@ def teach(
         check_network(network)
     options = options_of(option, "--option")
     chosen = settings(["name=full-data", *(set_ or [])], Protocol)
+    writable(out, prepared)
     points = out.with_name(f".{out.name}.checkpoints")
     data, progress = Prepared.read(prepared), reporter("teacher", every=5)
     with mendable():

@@ -40,6 +40,7 @@ from diver.tensorfile import (
     layout,
     opened,
     read_tensors,
+    readable,
     write_tensors,
 )
 from diver.workers import Report, best_device, side_by_side
@@ -472,7 +473,7 @@ class Experts:
                 f"{self.folder}: no expert {expert} at epoch {epoch}, but {self.count} experts of {self.epochs} epochs"
             )
         try:
-            with opened(path) as (file, _):
+            with opened(path) as (file, _), readable():
                 found: Tensor = file.get_slice("weights")[epoch]
         except TensorFileError as error:
             raise ExpertsError(f"{path}: {error}; train it again") from error

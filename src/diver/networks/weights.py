@@ -178,7 +178,7 @@ def read_trained(path: str | Path) -> Trained:
 
     Raises WeightsError for a file that is missing, truncated, foreign, or whose weights do not fit its network.
     """
-    remedy = "write it again with write_trained"
+    remedy = "train it again (`diver teach`)"
     try:
         state, found = read_tensors(path)
         header = _Header.model_validate(found)
@@ -186,7 +186,7 @@ def read_trained(path: str | Path) -> Trained:
         network = _build(header)
     except TensorFileError as error:
         raise WeightsError(
-            f"{path}: {error}; give a file of write_trained, or a state dict (.pt, .pth) with its network's name"
+            f"{path}: {error}; give a file of `diver teach`, or a state dict (.pt, .pth) with its network's name"
         ) from error
     except ValidationError as error:
         raise WeightsError(f"{path}: not a trained network, {first_fault(error)}; {remedy}") from error
@@ -272,7 +272,7 @@ def _pretrained(source: str, data: Dataset) -> Trained:
     except OSError as error:
         raise WeightsError(
             f"{source}: its weights are neither in the local cache nor to be had ({_short(error)}); load it once where "
-            "there is a network and copy the cache (HF_HOME), or write_trained it there and give that file"
+            "there is a network and copy the cache (HF_HOME)"
         ) from error
     except (ValueError, RuntimeError, TypeError) as error:
         raise WeightsError(f"{source}: cannot be loaded ({_short(error)}); {remedy}") from error
@@ -314,7 +314,7 @@ def _foreign(path: Path, data: Dataset, network: str | None, options: dict[str, 
 def _state_dict(path: Path) -> dict[str, Tensor]:
     """The state dict of a file of torch.save, out of a checkpoint and without the prefix of a parallel wrapper."""
     if not path.is_file():
-        raise WeightsError(f"{path}: no such file; give the path of a state dict or of a file of write_trained")
+        raise WeightsError(f"{path}: no such file; give the path of a state dict or of a file of `diver teach`")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise nearly anything, and all of it means the same to the caller

@@ -63,6 +63,8 @@ def load_classifier(path: str | Path) -> Classifier:
 
     It expects images standardised with ImageNet's mean and deviation. Only tensors are loaded. Raises PriorError.
     """
+    if not Path(path).is_file():
+        raise PriorError(f"{path}: no such file; give the weights of a CIFAR-10 ResNet-20")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)

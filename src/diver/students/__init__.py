@@ -1,6 +1,14 @@
 """Students: networks trained on a distilled set and tested on real images."""
 
-from diver.students.evaluate import answer_set, evaluate_full, evaluate_set, set_data, train_teacher, write_rows
+from diver.students.evaluate import (
+    answer_set,
+    check_set,
+    evaluate_full,
+    evaluate_set,
+    set_data,
+    train_teacher,
+    write_rows,
+)
 from diver.students.inputs import StudentData, StudentError
 from diver.students.protocol import StudentProtocol, StudentResult, student_protocol
 from diver.students.replay import Replay, ReplayError, record_answers
@@ -14,6 +22,7 @@ __all__ = [
     "StudentProtocol",
     "StudentResult",
     "answer_set",
+    "check_set",
     "evaluate_full",
     "evaluate_set",
     "record_answers",

@@ -31,6 +31,16 @@ def student_images(distilled: DistilledSet, data: Prepared, matched: bool) -> Te
     Larger images are resized bilinearly with anti-aliasing. Raises StudentError if channels or classes differ, or if
     images are smaller than the dataset's or not square.
     """
+    size = _check_images(distilled, data)
+    target = ValueRange.standardised(data.mean, data.std)
+    images = distilled.in_range(target).images if matched else distilled.images
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def _check_images(distilled: DistilledSet, data: Prepared) -> int:
+    """Height and width of the dataset's images. Raises as `student_images`."""
     if distilled.classes != data.classes or distilled.images.shape[1] != data.test_images.shape[1]:
         raise StudentError(
             f"the set ({len(distilled.classes)} classes, {distilled.images.shape[1]} channels) does not belong to "
@@ -42,13 +52,15 @@ def student_images(distilled: DistilledSet, data: Prepared, matched: bool) -> Te
     if height != width or height < size:
         raise StudentError(
             f"the set's images are {height} x {width}; {data.dataset} takes {size} x {size}, or larger square images, "
-            "which are resized: recover or export the set at that size"
+            "which are resized: recover or convert (`diver convert --size`) the set to that size"
         )
-    target = ValueRange.standardised(data.mean, data.std)
-    images = distilled.in_range(target).images if matched else distilled.images
-    if height == size:
-        return images
-    return F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return size
+
+
+def check_set(distilled: DistilledSet, data: Prepared, protocol: Protocol) -> None:
+    """Raise StudentError if students cannot be trained on the set by the protocol, saying what would fit."""
+    _check_images(distilled, data)
+    check_labels(distilled, protocol)
 
 
 def check_labels(distilled: DistilledSet, protocol: Protocol) -> None:
