@@ -16,7 +16,6 @@ from diver.report.statistics import (
     PROXY,
     UNSEEN,
     Cell,
-    Interval,
     cells,
     compare,
     seed_means,
@@ -24,10 +23,22 @@ from diver.report.statistics import (
     students_of,
     t_interval,
 )
-from diver.report.tables import MISSING, NOT_DISTINGUISHABLE, Table, interval_text, protocol_lines
+from diver.report.tables import (
+    MISSING,
+    NOT_DISTINGUISHABLE,
+    Table,
+    difference_text,
+    interval_text,
+    protocol_lines,
+    without_constant,
+)
 from diver.study import MATCHED, SetCell
 
 NO_DATASET, NO_IPC = "no published number at this dataset", "no published number at this IPC"
+
+# What names a row, and what is kept of a difference.
+NAMES = ("Dataset", "IPC", "Set", "Stage 2")
+KEPT = ("mean", "low", "high", "p_holm")
 
 
 @dataclass(frozen=True)
@@ -93,32 +104,19 @@ def systems(
                 interval = t_interval(seed_means(some, LAST))
                 texts[name] = interval_text(interval)
                 numbers.update({f"{role}_{key}": getattr(interval, key) for key in ("mean", "low", "high", "n")})
-            texts[f"Δ {role}"] = _difference(differences, cell, role, numbers)
+            texts[f"Δ {role}"], found = difference_text(differences, cell, role)
+            numbers |= {f"difference_{role}_{key}": found[key] for key in KEPT if found}
         cost = costs.get(SetCell(cell.dataset, cell.ipc, cell.stage1, cell.stage2))
         texts.update(_cost(cost, cell, classes[cell.dataset], numbers))
         texts["published"] = _published(published, cell, methods, natives, labels, numbers)
         display.append(texts)
         data.append(numbers)
     shown = pd.DataFrame(display).fillna("")
-    # A column that says the same in every row belongs in the title.
-    title, keys = "Diffusion-native systems", 4
-    if shown["Dataset"].nunique() == 1:
-        title, keys = f"{title}, {shown['Dataset'].iloc[0]}", 3
-        shown = shown.drop(columns="Dataset")
     shown = shown[[column for column in shown if (shown[column] != "").any()]]
+    names = [name for name in NAMES if name in shown]
+    shown, title, keys = without_constant(shown, "Diffusion-native systems", names)
     legend = _legend(table, labels, control, differences)
     return Table(title, pd.DataFrame(data), shown, keys, keys - 1, tuple(legend))
-
-
-def _difference(differences: pd.DataFrame, cell: Cell, role: str, numbers: dict[str, Any]) -> str:
-    own = [differences[key] == value for key, value in cell._asdict().items()]
-    found = differences[pd.concat([*own, differences["role"] == role], axis=1).all(axis=1)]
-    if found.empty:
-        return ""
-    row = found.iloc[0]
-    numbers.update({f"difference_{role}_{key}": row[key] for key in ("mean", "low", "high", "p_holm")})
-    interval = Interval(float(row["mean"]), float(row["low"]), float(row["high"]), int(row["seeds"]))
-    return interval_text(interval, signed=True) + ("" if row["distinguishable"] else f" {NOT_DISTINGUISHABLE}")
 
 
 def _cost(cost: Cost | None, cell: Cell, classes: int, numbers: dict[str, Any]) -> dict[str, str]:

@@ -146,7 +146,7 @@ def _assemble(
         texts, numbers = _accuracies(students_of(table, cell), labels)
         for prefix, (differences, columns) in groups.items():
             for role, column in columns.items():
-                text, found = _difference(differences, cell, role)
+                text, found = difference_text(differences, cell, role)
                 texts[column] = text
                 name = f"difference_{prefix}_{role}" if prefix else f"difference_{role}"
                 numbers.update({f"{name}_{key}": value for key, value in found.items()})
@@ -204,7 +204,8 @@ def _accuracy(rows: pd.DataFrame, name: str, numbers: dict[str, Any]) -> str:
     return interval_text(intervals["last"]) + best + (f" {DIVERGED}{diverged}" if diverged else "")
 
 
-def _difference(differences: pd.DataFrame, cell: Cell, role: str) -> tuple[str, dict[str, Any]]:
+def difference_text(differences: pd.DataFrame, cell: Cell, role: str) -> tuple[str, dict[str, Any]]:
+    """A cell's row of `compare` as text, marked where it is not distinguishable, and its numbers; '' for none."""
     mask = differences["role"] == role
     for key, value in cell._asdict().items():
         mask &= differences[key] == value
