@@ -83,5 +83,5 @@ def test_departures_are_counted_against_the_published_settings() -> None:
     departed = {
         name: whole.departures(entry, "cifar10", ipc) for name, entry in whole.distill.items() for ipc in (1, 10)
     }
-    assert departed.pop("herding") == ["encoder resnet18-dd (not named)"]
+    assert departed.pop("herding") == ["encoder pixels (not named)"]
     assert not any(departed.values())
