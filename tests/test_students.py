@@ -162,6 +162,7 @@ CASES = [
     ("soft-rded", "mobilenet", {"width": 0.25, "repeats": 1}, {"batch": 12}),
     ("soft-fkd", *CONVNET, {}),
     ("dc-eval", *CONVNET, {}),
+    ("dc-eval-plain", *CONVNET, {}),
     ("full-data", *CONVNET, {}),
 ]
 

@@ -551,4 +551,4 @@ def protocols(
     else:
         for one, found in chosen.items():
             recipe = f"{found.optimizer}, {found.schedule}, {found.augmentation}, labels: {found.labels}"
-            print(f"{one:10} {recipe}; reports {found.reported}")
+            print(f"{one:13} {recipe}; reports {found.reported}")
