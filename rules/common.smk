@@ -44,6 +44,8 @@ NO_RUN += ("list_rules", "list_target_rules", "list_changes", "list_input_change
 NO_RUN += ("cleanup_metadata", "delete_all_output", "archive", "print_compilation", "list_code_changes")
 GIVEN = " and ".join(map(str, workflow.configfiles)) or "the configuration"
 PLANNING = only_planned()
+# Files that are not here may be in the bucket, and a pod has none but those of its inputs.
+STORED = workflow.storage_settings.default_storage_provider is not None
 
 # A step ends with the Snakemake that started it.
 os.environ[WORKFLOW_VARIABLE] = str(os.getpid())
@@ -52,11 +54,12 @@ os.environ[WORKFLOW_VARIABLE] = str(os.getpid())
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 try:
-    CHECKED = check_study(config, GIVEN, planning=PLANNING)
+    CHECKED = check_study(config, GIVEN, planning=PLANNING or STORED)
 except ConfigError as fault:
     raise WorkflowError(str(fault)) from None
 if CHECKED.missing and workflow.is_main_process:
-    print(*[f"{GIVEN} would be refused here:", *CHECKED.missing], sep="\n  ", file=sys.stderr)
+    told = "names what is not here, and may be in the bucket" if STORED else "would be refused here"
+    print(*[f"{GIVEN} {told}:", *CHECKED.missing], sep="\n  ", file=sys.stderr)
 
 STUDY, DATASETS = CHECKED.study, CHECKED.datasets
 RESULTS = str(cells.results_path(STUDY))
@@ -192,7 +195,7 @@ def stage1_settings(wildcards):
 
 def here(paths):
     """Files from outside as inputs. A plan goes on without those that are missing, which were told."""
-    return [path for path in paths if path and not (PLANNING and not Path(path).exists())]
+    return [path for path in paths if path and (STORED or not PLANNING or Path(path).exists())]
 
 
 def network_file(wildcards):

@@ -1,9 +1,8 @@
 """Encode training images to latents, which all diffusion-native systems share."""
 
 from diver.config.native import LatentsConfig
-from diver.config.prior import PriorOptions
 from diver.data.prepared import Prepared
-from diver.prior.load import load_prior
+from diver.prior.load import load_placed
 from diver.progress import step_log
 from diver.recover.latents import encode_latents
 
@@ -13,7 +12,7 @@ with step_log(
 ) as progress:
     encode_latents(
         Prepared.read(snakemake.input.prepared),
-        load_prior(params.prior, PriorOptions(**params.options)),
+        load_placed(params.prior, params.options, snakemake.input),
         LatentsConfig(**params.settings),
         wildcards.posterior,
         snakemake.output.latents,

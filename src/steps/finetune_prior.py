@@ -4,9 +4,8 @@ import csv
 from pathlib import Path
 
 from diver.config.native import SETTINGS
-from diver.config.prior import PriorOptions
 from diver.data.prepared import Prepared
-from diver.prior.load import load_prior
+from diver.prior.load import load_placed
 from diver.progress import step_log
 from diver.recover.latents import Latents
 from diver.recover.minimax import write_tuned
@@ -16,9 +15,8 @@ wildcards, params, output = snakemake.wildcards, snakemake.params, snakemake.out
 with step_log(
     snakemake.log[0], snakemake.threads, f"fine-tuning of {wildcards.stage1}", snakemake.resources.gpu
 ) as progress:
-    options = PriorOptions(**params.options)
     # Compiled blocks keep what they were compiled for; training changes it.
-    prior = load_prior(params.prior, options.model_copy(update={"compile": False}))
+    prior = load_placed(params.prior, {**params.options, "compile": False}, snakemake.input)
     data = Prepared.read(snakemake.input.prepared)
     checkpoint = Path(params.checkpoint)
     found, curve = finetune(
@@ -34,6 +32,6 @@ with step_log(
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         writer.writerows(curve)
-    write_tuned(prior, options.revision, Path(output.index).parent, found)
+    write_tuned(prior, params.options["revision"], Path(output.index).parent, found)
     # What a killed run goes on from is of no more use.
     checkpoint.unlink(missing_ok=True)

@@ -1,9 +1,7 @@
 """Map a stage-1 set to a recovered one, or some of its classes to a shard of it."""
 
-from diver.config.prior import PriorOptions
 from diver.config.recover import SETTINGS
-from diver.places import placed
-from diver.prior.load import load_prior
+from diver.prior.load import load_placed
 from diver.progress import step_log
 from diver.recover.run import recover_file
 
@@ -16,7 +14,7 @@ with step_log(
     recover_file(
         snakemake.input.set,
         snakemake.output.set,
-        load_prior(placed(params.prior, files), PriorOptions(**placed(params.options, files))),
+        load_placed(params.prior, params.options, files),
         params.method,
         SETTINGS[params.method](**params.settings),
         code=params.code,

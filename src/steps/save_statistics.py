@@ -4,9 +4,8 @@ import shutil
 from pathlib import Path
 
 from diver.config.native import SETTINGS
-from diver.config.prior import PriorOptions
 from diver.data.prepared import Prepared
-from diver.prior.load import load_prior
+from diver.prior.load import load_placed
 from diver.progress import step_log
 from diver.recover.d3hr import class_statistics
 from diver.recover.latents import Latents
@@ -15,7 +14,7 @@ wildcards, params = snakemake.wildcards, snakemake.params
 with step_log(
     snakemake.log[0], snakemake.threads, f"statistics of {wildcards.stage1}", snakemake.resources.gpu
 ) as progress:
-    data, prior = Prepared.read(snakemake.input.prepared), load_prior(params.prior, PriorOptions(**params.options))
+    data, prior = Prepared.read(snakemake.input.prepared), load_placed(params.prior, params.options, snakemake.input)
     folder = Path(params.folder)
     statistics = class_statistics(
         Latents.open(snakemake.input.latents, data, prior),

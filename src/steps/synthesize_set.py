@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from diver.config.native import SETTINGS
-from diver.config.prior import PriorOptions
 from diver.data.prepared import Prepared
-from diver.prior.load import load_prior
+from diver.places import placed
+from diver.prior.load import load_placed
 from diver.progress import step_log
 from diver.recover.systems import SYSTEMS
 
@@ -15,9 +15,9 @@ with step_log(snakemake.log[0], snakemake.threads, label, snakemake.resources.gp
     made = SYSTEMS[params.method](
         Prepared.read(snakemake.input.prepared),
         int(wildcards.ipc),
-        load_prior(params.prior, PriorOptions(**params.options)),
+        load_placed(params.prior, params.options, snakemake.input),
         SETTINGS[params.method](**params.settings),
-        artefacts={name: Path(path) for name, path in params.artefacts.items()},
+        artefacts={name: Path(path) for name, path in placed(params.artefacts, snakemake.input).items()},
         code=params.code,
         progress=progress,
         folder=Path(params.folder),

@@ -2,10 +2,8 @@
 
 import numpy as np
 
-from diver.config.prior import PriorOptions
 from diver.config.recover import DIVERConfig
-from diver.places import placed
-from diver.prior.load import load_prior
+from diver.prior.load import load_placed
 from diver.progress import step_log
 from diver.recover.trace import trace_diver
 from diver.sets import DistilledSet
@@ -13,7 +11,7 @@ from diver.sets import DistilledSet
 params, files = snakemake.params, snakemake.input
 with step_log(snakemake.log[0], snakemake.threads, "trajectory", snakemake.resources.gpu):
     config = DIVERConfig(**params.settings)
-    prior = load_prior(placed(params.prior, files), PriorOptions(**placed(params.options, files)))
+    prior = load_placed(params.prior, params.options, files)
     source = DistilledSet.read(snakemake.input.set)
     trace = trace_diver(source, prior, config)
     np.savez(

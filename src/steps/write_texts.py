@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from diver.config.native import SETTINGS
-from diver.config.prior import PriorOptions
 from diver.config.text import CaptionConfig
 from diver.data.prepared import Prepared
-from diver.prior.load import load_prior
+from diver.places import placed
+from diver.prior.load import load_placed
 from diver.progress import step_log
 from diver.recover.latents import Latents
 from diver.recover.texts import captions_by_place, edits_texts, vlcp_texts, write_texts
@@ -16,8 +16,9 @@ wildcards, params = snakemake.wildcards, snakemake.params
 with step_log(
     snakemake.log[0], snakemake.threads, f"texts of {wildcards.stage1}, IPC {wildcards.ipc}", snakemake.resources.gpu
 ) as progress:
-    data, ipc, made = Prepared.read(snakemake.input.prepared), int(wildcards.ipc), params.artefacts
-    prior = load_prior(params.prior, PriorOptions(**params.options))
+    data, ipc = Prepared.read(snakemake.input.prepared), int(wildcards.ipc)
+    made = placed(params.artefacts, snakemake.input)
+    prior = load_placed(params.prior, params.options, snakemake.input)
     config = SETTINGS[params.method](**params.settings)
     if params.method == "edits":
         found = edits_texts(Embedded.read(made["features"]), data, ipc, prior, config, Path(params.answers), progress)

@@ -1,6 +1,7 @@
 """Reading a prior: a directory or a hub name in diffusers' layout, or a single-file checkpoint of DiT or SiT."""
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, DiTTransfor
 from diffusers.utils import logging as diffusers_logging
 
 from diver.config.prior import PriorOptions
+from diver.places import placed
 from diver.prior.base import Prior, PriorError, load_part
 from diver.prior.checkpoint import load_checkpoint
 from diver.prior.dit import DiTPrior, SiTPrior, compute_as_published, embed_once, share_embedders
@@ -51,6 +53,17 @@ def load_prior(
         prior = _transformer(root, vae, source, family, options, known is not None and known.as_published)
     prior.facts, prior.vae_chunk = facts, options.vae_chunk
     return _placed(prior, options, device or best_device())
+
+
+def load_placed(source: str, options: Mapping[str, Any], files: Iterable[str | Path]) -> Prior:
+    """A prior of the workflow from where a job finds its input `files`, under the name that the study gives it.
+
+    options: of PriorOptions. Raises as `load_prior`.
+    """
+    files = list(files)
+    prior = load_prior(placed(source, files), PriorOptions(**placed(dict(options), files)))
+    prior.name = source
+    return prior
 
 
 def _family(root: Path, asked: str) -> str:
