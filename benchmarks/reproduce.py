@@ -4,11 +4,11 @@
 
 A run is METHOD:IPC:SECONDS. One that is not done so many seconds after its first iteration, in which a GPU's steps are
 compiled (or `--at-most` so many iterations), is ended, and what it has by then is used; the line says how many of the
-published iterations were made. Students are DC's: ConvNet-3,
-1000 epochs, with DSA's augmentation (`dc-eval`), five seeds; for sets of whitened images also on white ones, as MTT
+published iterations were made. Students are those of the papers: ConvNet-3, five seeds, 1000 epochs with DSA's
+augmentation (`dc-eval`), for DC 300 without (`dc-eval-plain`); for sets of whitened images also on white ones, as MTT
 publishes them. Experts for MTT are trained as they are needed, fewer than published and only for as many epochs as MTT
 looks at, which is said too. Sets are written to a folder, for `diver evaluate` and the like. This is what a GPU does in
-minutes; `config/stage1.yaml` is the whole.
+minutes; `config/stage1.yaml` and `config/stage1-plain.yaml` are the whole.
 """
 
 import argparse
@@ -138,9 +138,9 @@ def one_run(text: str, options: argparse.Namespace, device: torch.device) -> Non
     config = settings_of(method, int(ipc), options)
     made, done = learned(method, int(ipc), config, float(seconds), options)
     made.write(Path(options.out) / f"{method}-{ipc}.safetensors")
-    began = time.monotonic()
+    began, judged = time.monotonic(), "dc-eval-plain" if method == "dc" else "dc-eval"
     rows = evaluate_set(
-        made, options.data, STUDENT, protocol("dc-eval"), range(options.seeds), progress=lambda *_: None, device=device
+        made, options.data, STUDENT, protocol(judged), range(options.seeds), progress=lambda *_: None, device=device
     )
     line = f"{method}, IPC {ipc}: {shown([row['accuracy_last'] for row in rows])}; {done}"
     if method == "mtt" and (zca := Experts.open(config.experts).zca):
