@@ -168,7 +168,7 @@ def main() -> None:
     Path(options.out).mkdir(parents=True, exist_ok=True)
     for module in (dc, dm, mtt):
         # Where the methods look the class up.
-        module.Run = Stopped  # type: ignore[misc]
+        module.Run = Stopped  # type: ignore[attr-defined]
     print(torch.cuda.get_device_name() if device.type == "cuda" else "CPU", torch.__version__, flush=True)
     for text in options.runs:
         try:
