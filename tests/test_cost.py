@@ -96,6 +96,7 @@ def test_what_runs_in_bf16_is_counted_so() -> None:
     base = yaml.safe_load((ROOT / "config/stage1.yaml").read_text())
     del base["report"]
     base.update(ipc=[1], recover={})
+    base["distill"] |= yaml.safe_load((ROOT / "config/stage1-plain.yaml").read_text())["distill"]
 
     def of(name: str, **settings: object) -> dict[str, float]:
         entry = {**base["distill"][name], "settings": settings}

@@ -79,9 +79,11 @@ def test_departures_are_counted_against_the_published_settings() -> None:
         "experts' momentum 0.9 (0.0)",
         "experts' batch 20 (256)",
     ]
-    whole = load_study("config/stage1.yaml")
     departed = {
-        name: whole.departures(entry, "cifar10", ipc) for name, entry in whole.distill.items() for ipc in (1, 10)
+        name: whole.departures(entry, "cifar10", ipc)
+        for whole in map(load_study, ("config/stage1.yaml", "config/stage1-plain.yaml"))
+        for name, entry in whole.distill.items()
+        for ipc in (1, 10)
     }
     assert departed.pop("herding") == ["encoder pixels (not named)"]
     assert not any(departed.values())
