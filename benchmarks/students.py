@@ -180,6 +180,14 @@ def short_protocol(precision: str, epochs: int) -> StudentProtocol:
     return student_protocol(protocol("glad-eval", epochs=epochs, precision=precision), "resnet", 10, CLASSES)
 
 
+def epochs_of(side: str, name: str, device: torch.device, compared: bool) -> int:
+    """Epochs that are run by default; the same on all sides where their accuracies are compared."""
+    if device.type != "cuda":
+        return NETWORKS[name][2]
+    # Ours makes and records its steps once, which a part of the epochs would count several times.
+    return GPU_EPOCHS if compared or side == "plain" else EPOCHS
+
+
 def one_side(arguments: argparse.Namespace, side: str, name: str) -> tuple[float, list[float]]:
     """Seconds of one side in a fresh process, and its accuracies."""
     command = [sys.executable, __file__, *sys.argv[1:], "--only", f"{side}:{name}"]
@@ -259,13 +267,10 @@ def main() -> None:
         "accuracy"
     )
     for name in arguments.networks:
-        epochs = arguments.epochs or (GPU_EPOCHS if device.type == "cuda" else NETWORKS[name][2])
         plain = None
         for side in arguments.sides:
             first = 0.0
-            if device.type == "cuda" and side != "plain":
-                # Ours makes and records its steps once, which a part of the epochs would count several times.
-                epochs = arguments.epochs or EPOCHS
+            epochs = arguments.epochs or epochs_of(side, name, device, bool(arguments.accuracy))
             data = random_data(arguments.ipc, max(1, TESTS * epochs // EPOCHS), torch.device("cpu"))
             flop = work_flop(name, data, short_protocol("fp32", epochs), arguments.seeds)
             if device.type == "cuda":
