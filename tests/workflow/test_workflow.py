@@ -70,6 +70,20 @@ def test_changed_setting_reruns_only_its_set(finished: Path) -> None:
     assert not planned.keys() & {"distill_set", "prepare_data", "trace_phases"}
 
 
+def test_a_changed_name_in_tables_retrains_nothing(finished: Path) -> None:
+    config = finished / "config/test.yaml"
+    original = config.read_text()
+    study = yaml.safe_load(original)
+    for architecture in study["students"]["architectures"].values():
+        architecture["label"] += " renamed"
+    config.write_text(yaml.safe_dump(study, sort_keys=False))
+    try:
+        planned = jobs(run(finished, "--dry-run"))
+    finally:
+        config.write_text(original)
+    assert "make_tables" in planned and not planned.keys() & {"train_students", "train_on_all_images", "recover_set"}
+
+
 def test_typo_in_the_configuration_is_refused_before_the_dag(finished: Path) -> None:
     config = finished / "config/test.yaml"
     original = config.read_text()
