@@ -9,7 +9,7 @@ RESULTS = results/$(shell sed -n 's/^name: *//p' $(CONFIG))
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study page restore verify test rank lock clean
+.PHONY: help setup study page restore verify test gpu rank lock clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -69,6 +69,9 @@ test: setup ## Lint, check types and formats, run the tests; those that take min
 	@snakemake --lint
 	@$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --ignore=tests/workflow
 	@DIVER_SLOW=$(SLOW) $(BIN)/python -m pytest tests/workflow
+
+gpu: setup ## On a machine with a GPU: its tests, speed and published numbers, into results/gpu (GPU_HOURS=3).
+	@DC_PEER="$(DC_PEER)" MTT_PEER="$(MTT_PEER)" GPU_HOURS=$(GPU_HOURS) benchmarks/gpu.sh
 
 $(RANKING)/.ready: requirements-ddranking.lock | $(VENV)/.ready
 	@echo "rank: creating $(RANKING) with DD-Ranking, on Python 3.11 or 3.12 (about 6 GB)"
