@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -247,3 +249,28 @@ def test_missing_file_and_missing_metadata(path: Path) -> None:
 def test_file_is_plain_safetensors(path: Path) -> None:
     make().write(path)
     assert set(load_file(path)) == {"images", "labels"}
+
+
+def test_a_full_disk_leaves_what_was_there(path: Path) -> None:
+    """A file that cannot grow past a limit, as on a full disk, in a process of its own."""
+    make().write(path)
+    before = path.read_bytes()
+    script = """
+import resource, signal, sys, torch
+from diver.tensorfile import write_tensors
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    write_tensors(sys.argv[1], {"images": torch.zeros(10_000)}, {})
+except OSError as error:
+    print(error.filename, error.strerror)
+"""
+    said = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True).stdout
+    assert said.startswith(str(path)) and "File too large" in said
+    assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
+
+
+def test_others_may_read_a_set(path: Path) -> None:
+    make().write(path)
+    (path.parent / "plain").touch()
+    assert path.stat().st_mode == (path.parent / "plain").stat().st_mode

@@ -1,5 +1,6 @@
 """One file of tensors with a header of metadata, as safetensors, written atomically and with deterministic bytes."""
 
+import errno
 import hashlib
 import json
 import math
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 # safetensors writes several metadata keys in an order that changes between runs, so there is exactly one.
@@ -46,13 +47,23 @@ def tensors_digest(tensors: Mapping[str, Tensor], metadata: Any = None) -> str:
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Write the tensors and the metadata; the path holds either the old content or all of the new one."""
+    """Write the tensors and the metadata; the path holds either the old content or all of the new one.
+
+    Raises OSError naming the path when it cannot be written.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {KEY: canonical_json(metadata)})
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(data)
+        part.touch()
+        mode = part.stat().st_mode
+        # From the tensors' own memory; the library makes files that only their owner reads.
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        try:
+            save_file(plain, part, {KEY: canonical_json(metadata)})
+        except SafetensorError as error:
+            raise OSError(errno.EIO, str(error), str(path)) from error
+        part.chmod(mode)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
