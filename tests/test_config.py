@@ -57,6 +57,8 @@ def edit(keys: str, value: Any) -> dict[str, Any]:
     [
         ("studnets", {}, ["studnets", "did you mean 'students'"]),
         ("students/protocol/epoch", 3, ["students.protocol.epoch", "did you mean 'epochs'"]),
+        ("students/seeds", [0, 1, 0], ["students.seeds", "seed 0 is given twice"]),
+        ("teacher/options", {"norm": "btch"}, ["teacher: options.norm", "'batch'"]),
         ("students/architectures/convnet/rol", "proxy", ["rol", "did you mean 'role'"]),
         ("recover/diver/method", "divr", ["recover.diver", "did you mean 'diver'"]),
         ("recover/diver/settings/gama", 1, ["recover.diver", "gama", "did you mean 'gamma'"]),
@@ -293,6 +295,8 @@ def faulty() -> tuple[dict[str, Any], list[str]]:
     content["recover"]["learned"] = {**content["recover"]["diver"], "applies_to": ["random"]}
     content["recover"]["learned"]["settings"] = {"sg_sigma": "learned"}
     content["recover"]["vae"]["settings"] = {"tiles": 5}
+    content["students"]["architectures"]["resnet"]["options"] = {"widht": 8}
+    content["students"]["architectures"]["convnet"] |= {"network": "convnet", "options": {"depth": 7}}
     content["recover"]["swept"] = {"label": "S", "method": "diver", "sweep": {"gamma": [0], "t_f": [1, 2]}}
     content["recover"]["diver"]["applies_to"] = ["dn"]
     content["students"]["protocol"] = {"name": "soft-rded", "epochs": 2}
@@ -313,6 +317,8 @@ def faulty() -> tuple[dict[str, Any], list[str]]:
         "herding needs a teacher",
         "recover.predd.settings.by_ipc: no levels for IPC 2000",
         "recover.learned: sg_sigma 'learned' wants a prior that predicts its variance, and shipped has none",
+        "students.architectures.resnet: options.widht: unknown key; did you mean 'width'?",
+        "students.architectures.convnet: convnet with depth 7 is not for cifar10-slice: images of 32 pixels",
         "recover.vae.settings.tiles: 5 does not divide the 32 pixels of cifar10-slice",
         "recover.swept.sweep: the lists of gamma, t_f differ in length",
         "recover.diver.applies_to: unknown 'dn'; did you mean 'dm'?",

@@ -435,7 +435,7 @@ def test_folders_that_are_refused(data: Prepared, whole: Path, tmp_path: Path) -
 def test_settings_that_are_refused(data: Prepared, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no expert 2 of 2"):
         made(data, tmp_path, [2])
-    with pytest.raises(ValueError, match="depth 5 does not fit images of 16 pixels"):
+    with pytest.raises(ValueError, match="depth=5.*images of 16 pixels are too small, at least 32"):
         made(data, tmp_path, depth=5)
     with pytest.raises(FloatingPointError, match="not finite after epoch 1; lower learning_rate"):
         made(data, tmp_path, learning_rate=1e38)

@@ -1,5 +1,6 @@
 """Networks: sizes known from the literature, forward passes against plain formulas, refusals."""
 
+import inspect
 import sys
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from diver.config.networks import NAMES, PRESETS, check_network
+from diver.config.networks import OPTIONS, PRESETS, check_network
 from diver.networks import REGISTRY, create, memory_format, names
 from diver.networks.efficientnet import Gate
 from diver.networks.resnet import BasicBlock
@@ -231,13 +232,20 @@ def test_vit_options() -> None:
 
 
 def test_names() -> None:
-    assert set(NAMES) == set(REGISTRY)
+    assert set(OPTIONS) == set(REGISTRY)
     assert set(SMALL) == set(REGISTRY)
     for preset, (network, options) in PRESETS.items():
         check_network(preset)
         check_network(network)
         # A name that is both means the same.
-        assert preset not in NAMES or (network, options) == (preset, {})
+        assert preset not in OPTIONS or (network, options) == (preset, {})
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_options_are_those_of_the_constructor(name: str) -> None:
+    taken = {key: one.default for key, one in inspect.signature(REGISTRY[name]).parameters.items()}
+    described = {key: field.default for key, field in OPTIONS[name].model_fields.items()}
+    assert {**taken} == {**dict.fromkeys(("classes", "channels", "size"), inspect.Parameter.empty), **described}
 
 
 def test_options_override_those_of_a_preset() -> None:
@@ -278,13 +286,13 @@ def test_check_of_a_library_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> 
 def test_refusals_name_the_remedy() -> None:
     with pytest.raises(ValueError, match="nearest: resnet"):
         create("resnt")
-    with pytest.raises(ValueError, match="widht"):
+    with pytest.raises(ValueError, match="widht: unknown key; did you mean .width"):
         create("convnet", widht=3)
-    with pytest.raises(ValueError, match="depth 6"):
+    with pytest.raises(ValueError, match=r"convnet. \(depth=6\): images of 32 pixels are too small, at least 64"):
         create("convnet", size=32, depth=6)
     with pytest.raises(ValueError, match="patch 5"):
         create("vit", patch=5)
-    with pytest.raises(ValueError, match="layer"):
+    with pytest.raises(ValueError, match="norm: Input should be .instance., .batch., .group. or .none"):
         create("convnet", norm="layer")
     with pytest.raises(ValueError, match="nearest: resnet18-dd"):
         create("resnet18_dd")
@@ -296,15 +304,16 @@ def test_refusals_name_the_remedy() -> None:
     ("name", "size", "options", "message"),
     [
         ("vgg", 16, {}, "at least 32"),
-        ("vgg", 32, {"depth": 12}, "choose 11, 13, 16, 19"),
+        ("vgg", 32, {"depth": 12}, "depth: Input should be 11, 13, 16 or 19"),
         ("alexnet", 7, {}, "at least 8"),
         ("resnet_ap", 7, {}, "at least 8"),
         ("mobilenetv2", 16, {}, "at least 32"),
         ("efficientnet", 16, {}, "at least 32"),
         ("shufflenet", 16, {}, "at least 32"),
-        ("shufflenet", 32, {"width": 0.7}, "choose 0.5, 1.0, 1.5, 2.0"),
-        ("vit", 32, {"norm": "batch"}, "choose layer or none"),
-        ("vit", 32, {"init": "zero"}, "choose small or unit"),
+        ("shufflenet", 32, {"width": 0.7}, "width: 0.7 is not known; choose 0.5, 1.0, 1.5, 2.0"),
+        ("vit", 32, {"norm": "batch"}, "norm: Input should be .layer. or .none"),
+        ("vit", 32, {"init": "zero"}, "init: Input should be .small. or .unit"),
+        ("convnet", 32, {"width": "64"}, "width: Input should be a valid integer"),
         ("vit", 32, {"dim": 25}, "heads 3 must divide dim 25"),
     ],
 )

@@ -54,11 +54,35 @@ def test_epochs_and_batch_by_ipc_and_classes() -> None:
     assert by_ipc({1: 3, 10: 5}, 7, "epochs") == 5
 
 
+def test_departures_hold_for_any_number_of_classes() -> None:
+    """What is named as a departure is what is run; what is left out is the named protocol's for so many classes."""
+    conv = protocol("soft-rded", batch=25, learning_rate={"other": 0.002})
+    used = student_protocol(conv, "convnet", 10, 100)
+    assert (used.batch, used.learning_rate, used.epochs) == (25, 0.002, 300)
+    idc = student_protocol(Protocol.model_validate({**protocol("hard-idc").model_dump(), "epochs": 5}), "vgg", 10, 1000)
+    assert (idc.epochs, idc.learning_rate, idc.batch) == (5, 0.1, 128)
+    own = protocol("hard-idc", epochs=5, by_classes={50: {"epochs": 7}})
+    assert [student_protocol(own, "vgg", 10, classes).epochs for classes in (10, 100)] == [5, 7]
+
+
+def test_d3hrs_batches_epochs_and_tests() -> None:
+    chosen = protocol("soft-d3hr")
+    assert [student_protocol(chosen, "convnet", ipc, 10).batch for ipc in (1, 9, 10, 49, 50, 100)] == [
+        *(15, 15, 50, 50, 100, 100)
+    ]
+    by_classes = [student_protocol(chosen, "vgg", 10, classes) for classes in (10, 100, 200, 1000)]
+    assert [(used.batch, used.epochs) for used in by_classes] == [(50, 400), (100, 400), (50, 300), (50, 300)]
+    assert student_protocol(chosen, "vgg", 10, 10).tested_epochs() == list(range(392, 401))
+    assert student_protocol(chosen, "vgg", 10, 1000).tested_epochs() == list(range(292, 301))
+    assert chosen.rate_for("timm:swin_tiny_patch4_window7_224") == 1e-4
+
+
 def test_rates_by_kind_of_network() -> None:
     glad = protocol("glad-eval")
     rates = {name: glad.rate_for(name) for name in ("convnet-5", "vgg-11", "mobilenetv2", "timm:efficientnet_b0")}
     assert rates == {"convnet-5": 0.001, "vgg-11": 0.0001, "mobilenetv2": 0.01, "timm:efficientnet_b0": 0.01}
-    assert family("timm:swin_tiny") == "other"
+    assert family("timm:swin_tiny") == "swin"
+    assert family("timm:regnety_002") == "other"
     assert student_protocol(glad, "vgg", 1, 10, learning_rate=0.5).learning_rate == 0.5
 
 
@@ -72,6 +96,10 @@ def test_rates_by_kind_of_network() -> None:
         ({"batch": 0}, "at least 1"),
         ({"labels": "softt"}, "labels"),
         ({"by_classes": {100: {"epoch": 3}}}, "did you mean 'epochs'"),
+        ({"by_classes": {100: {"batch": "many"}}}, "by_classes.100.batch"),
+        ({"learning_rate": {"resnet": 0.1}}, "give 'other' too"),
+        ({"learning_rate": {"other": 0.1, "resnett": 0.1}}, "did you mean 'resnet'"),
+        ({"learning_rate": {"other": 0.0}}, "other: a rate must be above 0"),
     ],
 )
 def test_refusals(given: dict, message: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diver import graphs
 from diver.config.protocols import protocol
 from diver.config.students import Architecture
 from diver.data.prepared import Prepared
@@ -38,8 +39,16 @@ from diver.students import student as one_student
 from diver.students import train as trainer
 from diver.students.evaluate import student_images
 from diver.students.replay import Replay
-from diver.students.student import Student, _Average, activation_bytes, couples_images, flatten_parameters
+from diver.students.student import (
+    Student,
+    _Average,
+    activation_bytes,
+    couples_images,
+    flatten_parameters,
+    tested_at_once,
+)
 from diver.students.student import test_accuracy as measure_accuracy
+from diver.tensorfile import read_tensors
 
 CONVNET = ("convnet", {"width": 8, "depth": 2})
 DROPOUT = ("vit", {"dim": 24, "depth": 1, "dropout": 0.2})
@@ -69,7 +78,7 @@ def quiet(done: int, total: int, note: str) -> None:
 
 def answers(data: StudentData, used: StudentProtocol) -> Replay:
     assert data.teacher is not None
-    augment = augmentation(used.augmentation, size=None, mean=data.mean, std=data.std)
+    augment = augmentation(used.augmentation, size=None, mean=data.mean, std=data.std, factor=used.patches or 1)
     return record_answers(data.images, "set", data.teacher, augment, used, 7, quiet)
 
 
@@ -102,7 +111,10 @@ def plain_training(name: str, options: dict, data: StudentData, used: StudentPro
                 mine.copy_(decay * mine + (1 - decay) * live)
         updates += 1
 
-    optimizer, augment = new_optimizer(), augmentation(used.augmentation, size=None, mean=data.mean, std=data.std)
+    optimizer, augment = (
+        new_optimizer(),
+        augmentation(used.augmentation, size=None, mean=data.mean, std=data.std, factor=used.patches or 1),
+    )
     count, loss = len(data.labels), torch.zeros(())
     for epoch in range(used.epochs + used.extra_epoch):
         if used.momentum_reset and epoch == used.epochs // 2 + 2:
@@ -159,6 +171,8 @@ CASES = [
     ("hard-idc", *CONVNET, {}),
     ("hard-idc", *CONVNET, {"mix": "mixup", "mix_probability": 0.5}),
     ("soft-rded", *CONVNET, {}),
+    ("soft-rded", *CONVNET, {"patches": 2}),
+    ("soft-d3hr", *CONVNET, {}),
     ("soft-rded", "mobilenet", {"width": 0.25, "repeats": 1}, {"batch": 12}),
     ("soft-fkd", *CONVNET, {}),
     ("dc-eval", *CONVNET, {}),
@@ -386,11 +400,15 @@ def test_memory_is_bounded(data: StudentData) -> None:
     network, options = "vgg", {}
     at_once = [
         trainer.students_at_once(network, options, data32(data), used, 8, gigabytes * 2**30)
-        for gigabytes in (0.25, 0.5, 100.0)
+        for gigabytes in (0.5, 2.0, 100.0)
     ]
     assert at_once[0] < at_once[1] < at_once[2] == 8
     with pytest.raises(StudentError, match="raise students.memory_gb"):
         train_students(network, options, data32(data), used, [0], quiet, memory_gb=0.01)
+    # 12 GB would be the activations of 250 images of a ConvNet-6 at 224 pixels.
+    convnet6 = activation_bytes(create("convnet-6", 10, 3, 224), torch.zeros(1, 3, 224, 224))
+    assert 1 <= tested_at_once(convnet6, "cpu") * convnet6 <= 2**30 < 250 * convnet6
+    assert tested_at_once(10, "cpu") == 250
 
 
 @pytest.mark.parametrize("name", ["glad-eval", "dc-eval", "hard-idc", "soft-rded"])
@@ -451,13 +469,35 @@ def test_diverged_students_are_recorded(data: StudentData) -> None:
     assert result.accuracy_last == pytest.approx(100 / 3)
 
 
+def test_weights_that_the_last_step_ruins_are_diverged(data: StudentData) -> None:
+    """The loss is of before that step, and still a number."""
+    used = small("dc-eval", learning_rate=1e38, epochs=1, extra_epoch=False, batch=256, evaluations=1, momentum=0.0)
+    (result,) = train_students(*CONVNET, data, replace(used, weight_decay=1e3), [0], quiet)
+    assert result.diverged and result.steps == 1
+    assert result.train_loss_last == pytest.approx(result.train_loss_last)
+
+
+def test_a_state_goes_on_only_as_it_was_begun(
+    data: StudentData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recorded steps have random numbers of their own, so what was begun by called ones is begun anew."""
+    used, points = small("glad-eval", epochs=4), tmp_path / "points"
+    train_students(*CONVNET, data, used, [0], quiet, checkpoints=points)
+    (path,) = points.iterdir()
+    called = read_tensors(path)[1]["key"]
+    monkeypatch.setattr(graphs, "records", lambda device: True)
+    monkeypatch.setattr(graphs, "record", lambda step, device: step)
+    train_students(*CONVNET, data, used, [0], quiet, checkpoints=points)
+    assert read_tensors(path)[1]["key"] != called
+
+
 def test_accuracy_of_a_known_network() -> None:
     """Logits are the pixels; also across more than one test batch."""
     labels = torch.arange(700) % 4
     images = F.one_hot(labels, 4).float().view(-1, 1, 2, 2)
     images[:70] = images[:70].roll(1, 3)
     data = StudentData(images, labels, images, labels, 4, (0.5,), (0.5,))
-    assert measure_accuracy(nn.Flatten(), data) == 90.0
+    assert [measure_accuracy(nn.Flatten(), data, batch) for batch in (1, 250, 700)] == [90.0] * 3
 
 
 def test_eight_bit_images_are_standardised_as_they_are_used(data: StudentData) -> None:
@@ -514,16 +554,18 @@ def test_stored_answers(data: StudentData, tmp_path: Path) -> None:
     assert sorted(torch.cat([read.answered(3, b).index for b in range(3)]).tolist()) == list(range(12))
     # Some forty bytes an image and epoch with ten classes; here three.
     assert (tmp_path / "a.safetensors").stat().st_size < 6 * (12 * 31 + 3 * 17) + 1500
-    read.check("set", used)
+    read.check("set", used, True)
     for other, message in (
         (replace(used, epochs=7), "7"),
         (replace(used, mix="mixup"), "mix cutmix"),
         (replace(used, batch=6), "batch 5"),
     ):
         with pytest.raises(ReplayError, match=message):
-            read.check("set", other)
+            read.check("set", other, True)
     with pytest.raises(ReplayError, match="not other"):
-        read.check("other", used)
+        read.check("other", used, True)
+    with pytest.raises(ReplayError, match="at the test images' scale"):
+        read.check("set", used, False)
     (tmp_path / "bad.safetensors").write_bytes(b"no")
     with pytest.raises(ReplayError, match="bad.safetensors"):
         Replay.read(tmp_path / "bad.safetensors")

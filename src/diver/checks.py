@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from diver.config.augment import COLOURED
 from diver.config.base import nearest
 from diver.config.distill import NETWORKS, PIXELS, TEACHER
+from diver.config.networks import check_options
 from diver.config.prior import PriorChoice
+from diver.config.protocols import by_ipc
 from diver.config.study import NONE, Study, examine, refusal
 from diver.config.text import ATTRIBUTES, MODEL
 from diver.data.spec import DatasetSpec, FolderSource, SpecError, load_dataset_spec
@@ -93,6 +96,7 @@ def _faults(study: Study, datasets: dict[str, DatasetSpec], root: Path) -> Itera
                 f"prior.source: none is shipped for {name}; name a directory or a hub's (facebook/DiT-XL-2-256 for "
                 "ImageNet's classes), or 'trained' to have one trained on the dataset"
             )
+    yield from _network_faults(study, datasets)
     for stage2, entry in study.recover.items():
         for stage1, made in study.distill.items():
             settings = entry.full(stage1)
@@ -111,6 +115,40 @@ def _faults(study: Study, datasets: dict[str, DatasetSpec], root: Path) -> Itera
                     f"{study.prior.source} has none; set settings: {{sg_sigma: posterior}}, or take a DiT as "
                     "prior.source"
                 )
+
+
+def _network_faults(study: Study, datasets: dict[str, DatasetSpec]) -> Iterator[str]:
+    """Networks and augmentations that do not take the images of a dataset, and protocols that do not say its IPCs."""
+    for dataset, spec in datasets.items():
+        protocol = study.students_at(dataset).protocol
+        if protocol.augmentation in COLOURED and spec.channels != 3:
+            yield (
+                f"students.protocol.augmentation: {protocol.augmentation!r} is for 3 channels, and {dataset} has "
+                f"{spec.channels}; take another, as crop_flip"
+            )
+        for key in ("epochs", "batch"):
+            for ipc in study.ipcs(dataset):
+                try:
+                    by_ipc(getattr(protocol.at(len(spec.classes)), key), ipc, f"students.protocol.{key}")
+                except ValueError as fault:
+                    yield f"{fault} for {dataset}"
+        asked: dict[str, tuple[str, dict[str, Any]]] = {
+            f"students.architectures.{name}": (one.network, one.options)
+            for name, one in study.students_at(dataset).architectures.items()
+        }
+        teacher = study.teacher_at(dataset)
+        if teacher is not None and teacher.network is not None and teacher.source == "trained":
+            asked["teacher"] = (teacher.network, teacher.options)
+        for stage1, made in study.distill.items():
+            for ipc in (ipc for name, ipc in study.places(made) if name == dataset):
+                depth = made.at(dataset, ipc).get("depth")
+                asked |= {} if depth is None else {f"distill.{stage1}": ("convnet", {"depth": depth})}
+        for key, (network, options) in asked.items():
+            try:
+                check_options(network, options, spec.size)
+            except ValueError as fault:
+                shown = "".join(f" with {name} {value}" for name, value in options.items())
+                yield f"{key}: {network}{shown} is not for {dataset}: {fault}"
 
 
 def images_per_class(spec: DatasetSpec, root: Path = Path()) -> int | None:

@@ -13,7 +13,7 @@ with step_log(snakemake.log[0], snakemake.threads, "run times"):
     shown = table.set_axis(["jobs of", "jobs", "seconds", "longest", "memory, MB (largest)"], axis=1)
     total = table["seconds"].sum()
     text = (
-        f"All jobs took {total / 60:.1f} minutes of wall-clock time one after the other. Each job's last run counts; "
-        "times differ from run to run, so no other file holds any."
+        f"All jobs took {total / 60:.1f} minutes of wall-clock time one after the other. Each job's last run counts, "
+        "also of jobs that the study has no longer; times differ from run to run, so no other file holds any."
     )
     Path(output.html).write_text(page("Run times", [Section("By kind of job", text, shown)]))

@@ -50,9 +50,9 @@ def _protocol_names() -> list[str]:
 
 
 def _network_names() -> list[str]:
-    from diver.config.networks import NAMES, PRESETS
+    from diver.config.networks import OPTIONS, PRESETS
 
-    return [*NAMES, *PRESETS]
+    return [*OPTIONS, *PRESETS]
 
 
 PreparedOption = Annotated[
@@ -178,7 +178,7 @@ def chosen_evaluation(
         )
     for key, one in ((key, one) for key in ("epochs", "batch") for one in sets):
         try:
-            by_ipc(getattr(chosen, key), one.ipc, key)
+            by_ipc(getattr(chosen.at(len(one.classes)), key), one.ipc, key)
         except ValueError:
             raise UserError(
                 f"the study says no {key} for IPC {one.ipc}: give --set {key}=NUMBER, or --protocol NAME "
@@ -211,6 +211,7 @@ def chosen_evaluation(
 def reduced(chosen: "Protocol") -> "Protocol":
     """The protocol with at most QUICK_EPOCHS epochs and one test, at the end."""
     from diver.config.protocols import Protocol
+    from diver.config.protocols import protocol as named
 
     def fewer(epochs: Any) -> Any:
         return (
@@ -219,10 +220,13 @@ def reduced(chosen: "Protocol") -> "Protocol":
             else min(epochs, QUICK_EPOCHS)
         )
 
-    by_classes = {
-        classes: {**changes, **({"epochs": fewer(changes["epochs"])} if "epochs" in changes else {})}
-        for classes, changes in chosen.by_classes.items()
-    }
+    by_classes = chosen.by_classes
+    if by_classes != named(chosen.name).by_classes:
+        # The named protocol's do not touch what is departed from.
+        by_classes = {
+            classes: {**changes, **({"epochs": fewer(changes["epochs"])} if "epochs" in changes else {})}
+            for classes, changes in by_classes.items()
+        }
     changes = {"epochs": fewer(chosen.epochs), "evaluations": 1, "test_every": None, "by_classes": by_classes}
     return Protocol.model_validate({**chosen.model_dump(), **changes})
 

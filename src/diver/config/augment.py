@@ -5,6 +5,8 @@ import difflib
 # Families of DSA, which a strategy joins by underscores, and the recipes of the other protocols.
 DSA_FAMILIES = ("color", "crop", "cutout", "flip", "scale", "rotate")
 VIEWS = ("none", "idc", "rded", "fkd")
+# Those that change colours as ImageNet's vary, which grey images have none of.
+COLOURED = ("idc",)
 
 
 def check_augmentation(name: str) -> str:

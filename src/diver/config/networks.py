@@ -1,6 +1,6 @@
-"""Names of networks, so that a study can be checked before torch is loaded.
+"""Names and options of networks, so that a study can be checked before torch is loaded.
 
-PRESETS are networks as published: a name of NAMES or of a library, and options. Parameters for ten classes:
+PRESETS are networks as published: a name of OPTIONS or of a library, and options. Parameters for ten classes:
 
 | preset                 | pixels | parameters | source                                                             |
 |------------------------|--------|------------|--------------------------------------------------------------------|
@@ -26,10 +26,140 @@ Sizes are those of the count; others are allowed where they fit.
 
 import difflib
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal, Self
 
-NAMES = ("convnet", "resnet", "resnet_ap", "vgg", "alexnet", "mobilenet", "efficientnet", "shufflenet", "vit")
+from pydantic import ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+
+from diver.config.base import Model
+from diver.config.mending import Faults, fault_lines
+
 LIBRARIES = ("timm", "torchvision")
+Norm = Literal["instance", "batch", "group", "none"]
+SHUFFLENETS = (0.5, 1.0, 1.5, 2.0)
+
+
+class Options(Model):
+    """Options of one of the project's networks, with the defaults of its constructor."""
+
+    model_config = ConfigDict(strict=True)
+
+    def misfit(self, size: int) -> str | None:
+        """What stands against square images of `size` pixels, if anything does."""
+        least = self.least()
+        return f"images of {size} pixels are too small, at least {least} are needed" if size < least else None
+
+    def least(self) -> int:
+        """Pixels of the smallest images."""
+        return 8
+
+
+class ConvNetOptions(Options):
+    width: PositiveInt = 128
+    depth: PositiveInt = 3
+    norm: Norm = "instance"
+
+    def least(self) -> int:
+        return 2**self.depth
+
+
+class ResNetOptions(Options):
+    width: PositiveInt = 64
+    blocks: PositiveInt = 2
+    norm: Norm = "instance"
+    stem_stride: PositiveInt = 1
+
+    def least(self) -> int:
+        return 8 * self.stem_stride
+
+
+class ResNetAPOptions(Options):
+    width: PositiveInt = 64
+    blocks: PositiveInt = 1
+    norm: Norm = "instance"
+
+
+class VGGOptions(Options):
+    width: PositiveInt = 64
+    depth: Literal[11, 13, 16, 19] = 11
+    norm: Norm = "instance"
+    grid: PositiveInt | None = None
+
+    def least(self) -> int:
+        return 32
+
+
+class AlexNetOptions(Options):
+    norm: Norm = "none"
+
+
+class MobileNetOptions(Options):
+    width: float = Field(1.0, gt=0)
+    repeats: PositiveInt = 4
+    norm: Norm = "batch"
+    stem_stride: PositiveInt = 1
+    second_stride: PositiveInt = 1
+
+    def least(self) -> int:
+        return 8 * self.stem_stride * self.second_stride
+
+
+class EfficientNetOptions(Options):
+    width: float = Field(1.0, gt=0)
+    norm: Norm = "batch"
+
+    def least(self) -> int:
+        return 32
+
+
+class ShuffleNetOptions(Options):
+    width: float = 1.0
+    groups: int = Field(2, ge=0)
+    norm: Norm = "batch"
+
+    @field_validator("width")
+    @classmethod
+    def _known(cls, width: float) -> float:
+        if width not in SHUFFLENETS:
+            raise ValueError(f"{width:g} is not known; choose {', '.join(map(str, SHUFFLENETS))}")
+        return width
+
+    def least(self) -> int:
+        return 32
+
+
+class ViTOptions(Options):
+    dim: PositiveInt = 96
+    depth: PositiveInt = 4
+    heads: PositiveInt = 3
+    patch: PositiveInt = 4
+    mlp_ratio: float = Field(2.0, gt=0)
+    norm: Literal["layer", "none"] = "layer"
+    head_dim: PositiveInt | None = None
+    dropout: float = Field(0.0, ge=0, lt=1)
+    qkv_bias: bool = True
+    init: Literal["small", "unit"] = "small"
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.head_dim is None and self.dim % self.heads:
+            raise ValueError(f"heads {self.heads} must divide dim {self.dim}, unless head_dim is given")
+        return self
+
+    def misfit(self, size: int) -> str | None:
+        return f"patch {self.patch} must divide the size {size}" if size % self.patch else None
+
+
+OPTIONS: dict[str, type[Options]] = {
+    "convnet": ConvNetOptions,
+    "resnet": ResNetOptions,
+    "resnet_ap": ResNetAPOptions,
+    "vgg": VGGOptions,
+    "alexnet": AlexNetOptions,
+    "mobilenet": MobileNetOptions,
+    "efficientnet": EfficientNetOptions,
+    "shufflenet": ShuffleNetOptions,
+    "vit": ViTOptions,
+}
 
 _VIT_GLAD = {"patch": 16, "dim": 512, "depth": 10, "heads": 8, "head_dim": 64, "mlp_ratio": 1.0, "dropout": 0.1}
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -71,18 +201,34 @@ def _check_library(name: str) -> None:
 
 
 def check_network(name: str) -> None:
-    """Accept a name of NAMES or PRESETS, `timm:NAME` and `torchvision:NAME`; only these two load anything.
+    """Accept a name of OPTIONS or PRESETS, `timm:NAME` and `torchvision:NAME`; only these two load anything.
 
     Raises ValueError with the nearest valid names for any other.
     """
     if name.startswith(tuple(f"{library}:" for library in LIBRARIES)):
         _check_library(name)
-    elif name not in NAMES and name not in PRESETS:
-        valid = sorted({*NAMES, *PRESETS})
+    elif name not in OPTIONS and name not in PRESETS:
+        valid = sorted({*OPTIONS, *PRESETS})
         near = difflib.get_close_matches(name, valid, 3, cutoff=0.4)
         hint = f"nearest: {', '.join(near)}; " if near else ""
         others = " or ".join(f"{library}:NAME" for library in LIBRARIES)
         raise ValueError(f"network {name!r} is not known; {hint}choose {', '.join(valid)}, {others}")
+
+
+def check_options(name: str, options: dict[str, Any], size: int | None = None) -> None:
+    """Accept options that a network has, and a size of images that it takes; those of libraries are not known here.
+
+    Raises Faults, a line for each option, or ValueError for the size.
+    """
+    network, preset = PRESETS.get(name, (name, {}))
+    if network not in OPTIONS:
+        return
+    try:
+        found = OPTIONS[network](**{**preset, **options})
+    except ValidationError as error:
+        raise Faults(fault_lines(error, OPTIONS[network])) from None
+    if size is not None and (misfit := found.misfit(size)):
+        raise ValueError(misfit)
 
 
 # Networks by the names under which released files of DC, DSA and DM record accuracies.

@@ -7,14 +7,17 @@ value and are named in the output when they are on.
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from diver.config.augment import check_augmentation
 from diver.config.base import Model, nearest
-from diver.config.networks import NAMES
+from diver.config.mending import Faults, fault_lines
+from diver.config.networks import OPTIONS
 from diver.config.networks import PRESETS as NETWORKS
 
 ByIpc = int | dict[int, int]
+# Kinds of networks that a rate may be given for; Swin is a library's.
+FAMILIES = (*OPTIONS, "swin")
 
 
 class Protocol(Model):
@@ -39,6 +42,12 @@ class Protocol(Model):
         description="Factor on the rate by epoch (diver.students.protocol.SCHEDULES)."
     )
     augmentation: str = Field(description="DSA families joined by '_', 'idc', 'rded', 'fkd', or 'none'.")
+    patches: int | None = Field(
+        None,
+        ge=1,
+        description="Of 'rded': pieces along a side, which are shuffled; crops are of at least 1/patches of the area. "
+        "Left out: as its scripts, 1 (the whole image) up to 64 pixels, 2 above.",
+    )
     mix: Literal["none", "cutmix", "mixup"] = Field("none", description="Mixing of the images of a batch.")
     mix_alpha: float = Field(1.0, gt=0, description="Both parameters of the mixing weight's beta distribution.")
     mix_probability: float = Field(1.0, ge=0, le=1, description="Probability that a batch is mixed.")
@@ -55,7 +64,10 @@ class Protocol(Model):
     test_after: float = Field(0.0, ge=0, lt=1, description="With test_every: part of the epochs before the first.")
     test_offset: int = Field(0, ge=0, description="With test_every: epochs by which the tests come later.")
     reported: Literal["last", "best"] = Field("last", description="Which accuracy the protocol's papers report.")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of training and testing.")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="Arithmetic of training and testing. fp32 on a GPU is torch's own, which has convolutions in TF32.",
+    )
     ema_per_epoch: bool = Field(False, description="Quirk: weights are averaged once an epoch, not once a step.")
     extra_epoch: bool = Field(False, description="Quirk: one more epoch than said.")
     momentum_reset: bool = Field(False, description="Quirk: momentum starts anew where the rate steps down.")
@@ -90,6 +102,18 @@ class Protocol(Model):
             raise ValueError("every number must be at least 1")
         return value
 
+    @field_validator("learning_rate")
+    @classmethod
+    def _rates(cls, rates: dict[str, float]) -> dict[str, float]:
+        valid = ["other", *FAMILIES]
+        lines = [f"unknown kind of network {name!r}; {nearest(name, valid)}" for name in rates if name not in valid]
+        lines += [f"{name}: a rate must be above 0 (given: {rate:g})" for name, rate in rates.items() if not rate > 0]
+        if "other" not in rates:
+            lines.append("give 'other' too, the rate of the networks that are not named")
+        if lines:
+            raise Faults(lines)
+        return rates
+
     @field_validator("by_classes")
     @classmethod
     def _numbers(cls, value: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
@@ -105,22 +129,29 @@ class Protocol(Model):
 
     @model_validator(mode="after")
     def _departures(self) -> "Protocol":
+        lines = []
         for number, changes in self.by_classes.items():
-            unknown = set(changes) - set(Protocol.model_fields)
-            if unknown:
-                name = sorted(unknown)[0]
-                raise ValueError(
-                    f"by_classes.{number}.{name}: unknown key; {nearest(name, list(Protocol.model_fields))}"
-                )
+            try:
+                Protocol.model_validate({**self.model_dump(), "by_classes": {}, **changes})
+            except ValidationError as error:
+                lines += [f"by_classes.{number}.{line}" for line in fault_lines(error, Protocol)]
+        if lines:
+            raise Faults(lines)
         return self
 
     def needs_teacher(self) -> bool:
         return self.labels in ("teacher", "replay")
 
     def at(self, classes: int) -> "Protocol":
-        """The protocol for a dataset with so many classes."""
+        """The protocol for a dataset with so many classes.
+
+        What a study departs in from the named protocol holds whatever the classes, unless it gives `by_classes` itself.
+        """
         fitting = [number for number in self.by_classes if number <= classes]
         changes = self.by_classes[max(fitting)] if fitting else {}
+        named = protocol(self.name)
+        if self.by_classes == named.by_classes:
+            changes = {key: value for key, value in changes.items() if getattr(self, key) == getattr(named, key)}
         return Protocol.model_validate({**self.model_dump(), "by_classes": {}, **changes})
 
     def rate_for(self, network: str) -> float:
@@ -145,7 +176,7 @@ def protocol(name: str = "glad-eval", **departures: Any) -> Protocol:
 def family(network: str) -> str:
     """Kind of a network, as rates are given for: 'vgg' of 'vgg-11' and of 'timm:vgg11_bn'; 'other' if it is none."""
     name = NETWORKS[network][0] if network in NETWORKS else network
-    kinds = [kind for kind in NAMES if name.split(":")[-1].startswith(kind)]
+    kinds = [kind for kind in FAMILIES if name.split(":")[-1].startswith(kind)]
     return max(kinds, key=len) if kinds else "other"
 
 
@@ -164,6 +195,32 @@ QUIRKS = ("ema_per_epoch", "extra_epoch", "momentum_reset", "double_forward")
 _DSA = "color_crop_cutout_flip_scale_rotate"
 _UP = 10**9
 _RDED_BATCH = {1: 10, 10: 50, 50: 100}
+_D3HR_BATCH = {9: 15, 49: 50, _UP: 100}
+# What D3HR's evaluation took from RDED's.
+_SOFT: dict[str, Any] = {
+    "optimizer": "adamw",
+    "weight_decay": 0.01,
+    "decay_vectors": False,
+    "learning_rate": {
+        "other": 0.001,
+        "vgg": 0.0005,
+        "efficientnet": 0.002,
+        "mobilenet": 0.0025,
+        "alexnet": 0.0001,
+        "vit": 0.0001,
+        "swin": 0.0001,
+    },
+    "schedule": "half-cosine",
+    "mix": "cutmix",
+    "labels": "teacher",
+    "temperature": 20,
+    "reported": "best",
+}
+
+
+def _twice(batches: dict[int, int]) -> dict[int, int]:
+    return {ipc: 2 * batch for ipc, batch in batches.items()}
+
 
 # The evaluation of DC's released code, whose loop runs one epoch more than it says.
 _DC: dict[str, Any] = {
@@ -203,35 +260,33 @@ PRESETS: dict[str, dict[str, Any]] = {
             101: {"learning_rate": {"other": 0.1}, "weight_decay": 1e-4, "batch": 128},
         },
     },
-    # RDED (Sun et al. 2024), also D3HR: a teacher answers every mixed batch, the rate ends at half its peak.
+    # RDED (Sun et al. 2024): a teacher answers every mixed batch, the rate ends at half its peak.
     "soft-rded": {
+        **_SOFT,
         "epochs": 300,
         "batch": _RDED_BATCH,
-        "optimizer": "adamw",
-        "weight_decay": 0.01,
-        "decay_vectors": False,
-        "learning_rate": {
-            "other": 0.001,
-            "vgg": 0.0005,
-            "efficientnet": 0.002,
-            "mobilenet": 0.0025,
-            "alexnet": 0.0001,
-            "vit": 0.0001,
-        },
-        "schedule": "half-cosine",
         "augmentation": "rded",
-        "mix": "cutmix",
-        "labels": "teacher",
-        "temperature": 20,
         "test_every": 10,
         "test_after": 0.8,
-        "reported": "best",
         "double_forward": True,
         "by_classes": {
-            100: {"batch": {ipc: 2 * batch for ipc, batch in _RDED_BATCH.items()}},
+            100: {"batch": _twice(_RDED_BATCH)},
             # Tiny ImageNet.
             200: {"batch": 100},
-            1000: {"batch": {ipc: 2 * batch for ipc, batch in _RDED_BATCH.items()}},
+            1000: {"batch": _twice(_RDED_BATCH)},
+        },
+    },
+    # D3HR (Zhao et al. 2025) after RDED: its own views, batches and epochs, which are fewer for Tiny ImageNet and up.
+    "soft-d3hr": {
+        **_SOFT,
+        "epochs": 400,
+        "batch": _D3HR_BATCH,
+        "augmentation": "fkd",
+        "test_every": 1,
+        "test_after": 0.975,
+        "by_classes": {
+            100: {"batch": _twice(_D3HR_BATCH)},
+            101: {"epochs": 300, "test_after": 290 / 300},
         },
     },
     # SRe2L (Yin et al. 2023) and D4M, after FKD (Shen and Xing 2022): stored answers of a teacher are replayed.

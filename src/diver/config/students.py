@@ -6,8 +6,24 @@ from pydantic import Field, field_validator, model_validator
 
 from diver.config.augment import VIEWS
 from diver.config.base import Model
-from diver.config.networks import check_network
+from diver.config.mending import Faults
+from diver.config.networks import check_network, check_options
 from diver.config.protocols import Protocol, protocol
+
+
+def _check_options(network: str, options: dict[str, Any]) -> None:
+    try:
+        check_options(network, options)
+    except Faults as found:
+        raise Faults([f"options.{line}" for line in found.lines]) from None
+
+
+def different(seeds: list[int]) -> list[int]:
+    """The seeds, if no two are the same student."""
+    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    if twice:
+        raise ValueError(f"seed {', '.join(map(str, twice))} is given twice, which is the same student again")
+    return seeds
 
 
 class Architecture(Model):
@@ -24,6 +40,11 @@ class Architecture(Model):
     def _known(cls, name: str) -> str:
         check_network(name)
         return name
+
+    @model_validator(mode="after")
+    def _has_options(self) -> Self:
+        _check_options(self.network, self.options)
+        return self
 
 
 class Teacher(Model):
@@ -43,6 +64,7 @@ class Teacher(Model):
             raise ValueError("network: say which network the teacher is, or give its weights by source")
         if self.network is not None:
             check_network(self.network)
+            _check_options(self.network, self.options)
         return self
 
 
@@ -52,6 +74,11 @@ class FullData(Model):
     protocol: Protocol = Field(protocol("full-data"), description="A protocol that a whole training set bears.")
     seeds: list[int] | None = Field(None, min_length=1, description="Seeds; the students' when left out.")
     learning_rate: dict[str, float] = Field({}, description="Peak rate by architecture, instead of the protocol's.")
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, seeds: list[int] | None) -> list[int] | None:
+        return None if seeds is None else different(seeds)
 
 
 class Students(Model):
@@ -76,6 +103,11 @@ class Students(Model):
         description="Stage-2 entries by stage-1 entry whose sets are trained a second time as the published evaluation "
         "does: stored values unconverted beside standardised test images.",
     )
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, seeds: list[int]) -> list[int]:
+        return different(seeds)
 
     @field_validator("protocol")
     @classmethod

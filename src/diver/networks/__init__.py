@@ -1,4 +1,4 @@
-"""Networks by name. A new network is a new file, a line in REGISTRY and its name in `diver.config.networks`."""
+"""Networks by name. A new network is a new file, a line in REGISTRY and its options in `diver.config.networks`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diver.config.networks import PRESETS, check_network
+from diver.config.networks import PRESETS, check_network, check_options
 from diver.networks.alexnet import AlexNet
 from diver.networks.convnet import ConvNet
 from diver.networks.efficientnet import EfficientNet
@@ -78,13 +78,19 @@ def create(name: str, classes: int = 10, channels: int = 3, size: int = 32, **op
 
     name: as `check_network` accepts it; `options` override those of a preset.
     Weights are drawn from torch's global generator; seed it before. Nothing is downloaded.
-    Raises ValueError for an unknown name (with the nearest known ones) or for options that the network does not have.
+    Raises ValueError for an unknown name (with the nearest known ones), for options that the network does not have and
+    for images that it does not take.
     """
     check_network(name)
     network, preset = PRESETS.get(name, (name, {}))
     options = {**preset, **options}
     library, colon, model = network.partition(":")
     build = partial(FROM_LIBRARY[library], model) if colon else REGISTRY[network]
+    try:
+        check_options(network, options, size)
+    except ValueError as error:
+        shown = ", ".join(f"{key}={value}" for key, value in options.items())
+        raise ValueError(f"network {name!r}{f' ({shown})' if shown else ''}: {error}") from None
     try:
         return build(classes=classes, channels=channels, size=size, **options)
     except TypeError as error:

@@ -15,13 +15,10 @@ class AlexNet(nn.Module):
     Input float [N, channels, size, size], output float [N, classes].
     Source: Zhao et al. 2021 (dataset condensation), whose wider padding of grey images is left out;
     `norm` batch is their AlexNetBN.
-    Raises ValueError if `size` cannot be halved three times.
     """
 
     def __init__(self, classes: int, channels: int, size: int, norm: str = "none") -> None:
         super().__init__()
-        if size < 8:
-            raise ValueError(f"alexnet: images of {size} pixels are too small, at least 8 are needed")
         layers: list[nn.Module] = []
         inner = channels
         for kernel, outer, pooled in LAYERS:

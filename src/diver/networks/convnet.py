@@ -44,15 +44,12 @@ class ConvNet(nn.Module):
 
     Input float [N, channels, size, size], output float [N, classes].
     Source: Gidaris and Komodakis 2018, as used by Zhao et al. 2021 (dataset condensation).
-    Raises ValueError if `size` cannot be halved `depth` times.
     """
 
     def __init__(
         self, classes: int, channels: int, size: int, width: int = 128, depth: int = 3, norm: str = "instance"
     ) -> None:
         super().__init__()
-        if depth < 1 or size >> depth < 1:
-            raise ValueError(f"convnet: depth {depth} does not fit images of {size} pixels")
         layers: list[nn.Module] = []
         for block in range(depth):
             layers += [*convolution(width if block else channels, width, 3, norm, bias=True), nn.AvgPool2d(2)]

@@ -36,15 +36,12 @@ class EfficientNet(nn.Module):
     Input float [N, channels, size, size], output float [N, classes].
     Source: Tan and Le 2019, as PReDD evaluates it: neither dropout nor dropped paths, PyTorch's defaults for batch
     normalisation and initial weights.
-    Raises ValueError if `size` is less than the product of all strides.
     """
 
     memory_format = torch.channels_last
 
     def __init__(self, classes: int, channels: int, size: int, width: float = 1.0, norm: str = "batch") -> None:
         super().__init__()
-        if size < 32:
-            raise ValueError(f"efficientnet: images of {size} pixels are too small, at least 32 are needed")
         inner = rounded(32 * width)
         layers = convolution(channels, inner, 3, norm, nn.SiLU, stride=2)
         for expansion, wanted, count, stride, kernel in GROUPS:

@@ -54,7 +54,6 @@ class MobileNet(nn.Module):
     Input float [N, channels, size, size], output float [N, classes]. `stem_stride` 2 quarters the cost.
     With `stem_stride` and `second_stride` (of the second group) 2 it is the original for large images, and
     PReDD's but for the linear layer, which the released code draws with deviation 0.01 and zero bias.
-    Raises ValueError if `size` is less than the product of all strides.
     """
 
     memory_format = torch.channels_last
@@ -71,9 +70,6 @@ class MobileNet(nn.Module):
         second_stride: int = 1,
     ) -> None:
         super().__init__()
-        needed = 8 * stem_stride * second_stride
-        if size < needed:
-            raise ValueError(f"mobilenet: images of {size} pixels are too small, at least {needed} are needed")
         inner = rounded(32 * width)
         layers = convolution(channels, inner, 3, norm, nn.ReLU6, stride=stem_stride)
         for group, (expansion, wanted, count, stride) in enumerate(GROUPS):

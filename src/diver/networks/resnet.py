@@ -59,8 +59,6 @@ class ResNet(nn.Module):
         stem_stride: int = 1,
     ) -> None:
         super().__init__()
-        if size < 8 * stem_stride:
-            raise ValueError(f"resnet: images of {size} pixels are too small, at least {8 * stem_stride} are needed")
         self.stem = nn.Sequential(*convolution(channels, width, 3, norm, stride=stem_stride))
         self.stages = stages(width, blocks, norm)
         self.classifier = nn.Linear(8 * width, classes)

@@ -19,8 +19,6 @@ class ResNetAP(nn.Module):
         self, classes: int, channels: int, size: int, width: int = 64, blocks: int = 1, norm: str = "instance"
     ) -> None:
         super().__init__()
-        if size < 8:
-            raise ValueError(f"resnet_ap: images of {size} pixels are too small, at least 8 are needed")
         kernel, pool = (7, 4) if size > 128 else (3, 2) if size > 64 else (3, 1)
         self.stem = nn.Sequential(*convolution(channels, width, kernel, norm), nn.AvgPool2d(pool))
         self.stages = stages(width, blocks, norm, pooled=True)

@@ -44,7 +44,6 @@ class ShuffleNet(nn.Module):
     `groups` are those of the 3x3 convolutions of the main branch: 0 is one per channel, as Ma et al. 2018 have it
     (their table 5), and 2 what PReDD evaluates. `width` is 0.5, 1.0, 1.5 or 2.0.
     Input float [N, channels, size, size], output float [N, classes].
-    Raises ValueError for another width or if `size` is less than the product of all strides.
     """
 
     memory_format = torch.channels_last
@@ -53,10 +52,6 @@ class ShuffleNet(nn.Module):
         self, classes: int, channels: int, size: int, width: float = 1.0, groups: int = 2, norm: str = "batch"
     ) -> None:
         super().__init__()
-        if width not in STAGES:
-            raise ValueError(f"shufflenet: width {width} is not known; choose {', '.join(map(str, STAGES))}")
-        if size < 32:
-            raise ValueError(f"shufflenet: images of {size} pixels are too small, at least 32 are needed")
         inner = 24
         layers = [*convolution(channels, inner, 3, norm, stride=2), nn.MaxPool2d(3, 2, 1)]
         for outer, units in zip(STAGES[width], UNITS, strict=True):

@@ -15,7 +15,6 @@ class VGG(nn.Module):
     adaptive max-pooling, which repeats values where it enlarges: GLaD has 7 (Cazenavette et al. 2023).
     Input float [N, channels, size, size], output float [N, classes].
     Source: Zhao et al. 2021 (dataset condensation), whose wider padding of grey images is left out.
-    Raises ValueError for another depth than 11, 13, 16 and 19 or if `size` cannot be halved five times.
     """
 
     def __init__(
@@ -29,10 +28,6 @@ class VGG(nn.Module):
         grid: int | None = None,
     ) -> None:
         super().__init__()
-        if depth not in STAGES:
-            raise ValueError(f"vgg: depth {depth} is not known; choose {', '.join(map(str, STAGES))}")
-        if size < 32:
-            raise ValueError(f"vgg: images of {size} pixels are too small, at least 32 are needed")
         layers: list[nn.Module] = []
         inner = channels
         for stage, count in enumerate(STAGES[depth]):

@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol, Self
 
 import torch
@@ -43,8 +44,14 @@ class Operation(Protocol):
     def apply(self, images: Tensor, values: Tensor) -> Tensor: ...
 
 
+@lru_cache
+def _constant(numbers: tuple[Any, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Kept because bringing numbers to a GPU waits for it."""
+    return torch.tensor(numbers, device=device, dtype=dtype)
+
+
 def _per_channel(numbers: Sequence[float], images: Tensor) -> Tensor:
-    return images.new_tensor(numbers).view(1, -1, 1, 1)
+    return _constant(tuple(numbers), images.device, images.dtype).view(1, -1, 1, 1)
 
 
 def _span(start: Tensor, length: Tensor, count: int) -> Tensor:
@@ -85,7 +92,7 @@ class RandomResizedCrop:
 
     def boxes(self, values: Tensor, height: int, width: int) -> Tensor:
         """Whole numbers [N, 4] of pixels, in float64: top, left, height, width."""
-        image = torch.tensor([height, width], dtype=torch.float64, device=values.device)
+        image = _constant((height, width), values.device, torch.float64)
         sides = (values[:, 2:] * image).round().clamp(min=1)
         return torch.cat([(values[:, :2] * (image - sides + 1)).floor(), sides], 1)
 
@@ -150,7 +157,8 @@ class Lighting:
         return torch.randn(n, 3, generator=generator) * LIGHTING
 
     def apply(self, images: Tensor, values: Tensor) -> Tensor:
-        components = images.new_tensor(EIGENVECTORS) * images.new_tensor(EIGENVALUES)
+        axes, spread = (_constant(one, images.device, images.dtype) for one in (EIGENVECTORS, EIGENVALUES))
+        components = axes * spread
         color = (components * values.to(images.dtype)[:, None]).sum(2)
         return images + color[:, :, None, None] / _per_channel(self.std, images)
 
@@ -188,7 +196,7 @@ RECIPES: dict[str, Callable[..., dict[str, Operation]]] = {
         "lighting": Lighting(std),
     },
     "rded": lambda size, mean, std, factor: {
-        "patches": PatchShuffle(factor),
+        **({"patches": PatchShuffle(factor)} if factor > 1 else {}),
         "crop": RandomResizedCrop((1 / factor, 1), size=size),
         "flip": Flip(),
     },
@@ -238,6 +246,11 @@ class Views:
                 raise ValueError(f"view drawn for {len(values)} images, applied to {len(images)}")
             images = operation.apply(images, values.expand(len(images), *values.shape[1:]))
         return images
+
+
+def mosaic_factor(size: int) -> int:
+    """RDED's factor for images of `size` pixels: 1 in its scripts for CIFAR and Tiny ImageNet, 2 for ImageNet's."""
+    return 1 if size <= 64 else 2
 
 
 def augmentation(
@@ -312,7 +325,7 @@ class Mix:
         """
         if self.kind == "none":
             return targets
-        return self.weight * targets + (1 - self.weight) * targets[self.partner.to(targets.device)]
+        return self.weight * targets + (1 - self.weight) * targets[self.partner.to(targets.device, non_blocking=True)]
 
     def to_tensors(self) -> dict[str, Tensor]:
         """To be stored; tensors of several batches may be concatenated along their first dimension."""

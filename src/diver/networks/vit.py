@@ -52,7 +52,6 @@ class ViT(nn.Module):
     a block but that of queries, keys and values, from torch's global generator.
     init: small (linear weights and positions of deviation 0.02, all else zero) or unit (token and positions of
     deviation 1, linear layers as PyTorch draws them; GLaD).
-    Raises ValueError if `patch` does not divide `size` or `heads` does not divide `dim`.
     """
 
     def __init__(
@@ -72,10 +71,6 @@ class ViT(nn.Module):
         init: str = "small",
     ) -> None:
         super().__init__()
-        if size % patch or (head_dim is None and dim % heads):
-            raise ValueError(f"vit: patch {patch} must divide the size {size}, heads {heads} must divide dim {dim}")
-        if init not in ("small", "unit"):
-            raise ValueError(f"vit: init {init!r} is not known; choose small or unit")
         unit = init == "unit"
         self.patches = nn.Conv2d(channels, dim, patch, patch)
         self.token = nn.Parameter(torch.randn(1, 1, dim) if unit else torch.zeros(1, 1, dim))

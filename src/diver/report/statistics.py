@@ -146,13 +146,14 @@ def difference(
 def paired_p(differences: ArrayLike) -> float:
     """Two-sided p-value of the t-test that the mean of differences [n] is zero; NaN for n = 1.
 
-    Without any spread it is 1 for a zero difference (two sets of students that only guess) and 0 otherwise.
+    Without any spread it is 1 for a zero difference (two sets of students that only guess), and NaN for another: a few
+    accuracies on the grid of the test images may agree by chance, and that they do is no proof.
     """
     array = np.asarray(differences, dtype=float)
     if array.size < 2:
         return math.nan
     if array.std(ddof=1) <= ROUNDING:
-        return 1.0 if abs(array.mean()) <= ROUNDING else 0.0
+        return 1.0 if abs(array.mean()) <= ROUNDING else math.nan
     return float(scipy.stats.ttest_1samp(array, 0.0).pvalue)
 
 

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diver.config.augment import VIEWS
+from diver.config.augment import COLOURED, VIEWS
 from diver.config.protocols import Protocol
 from diver.config.students import Architecture
 from diver.data.prepared import Prepared
-from diver.networks.views import augmentation
 from diver.networks.weights import Trained
 from diver.progress import Progress, reporter
 from diver.sets import DistilledSet, ValueRange, learned_rate
 from diver.students.inputs import StudentData, StudentError
 from diver.students.protocol import StudentProtocol, StudentResult, student_protocol
 from diver.students.replay import Replay, record_answers
+from diver.students.student import augmenter
 from diver.students.train import train_students
 
 
@@ -61,6 +61,11 @@ def check_set(distilled: DistilledSet, data: Prepared, protocol: Protocol) -> No
     """Raise StudentError if students cannot be trained on the set by the protocol, saying what would fit."""
     _check_images(distilled, data)
     check_labels(distilled, protocol)
+    if protocol.augmentation in COLOURED and data.test_images.shape[1] != 3:
+        raise StudentError(
+            f"augmentation {protocol.augmentation!r} of {protocol.name} is for 3 channels, and {data.dataset} has "
+            f"{data.test_images.shape[1]}; set protocol.augmentation to another, as crop_flip"
+        )
 
 
 def check_labels(distilled: DistilledSet, protocol: Protocol) -> None:
@@ -180,7 +185,7 @@ def evaluate_set(
     used = student_protocol(protocol, architecture.network, distilled.ipc, len(data.classes), rate)
     inputs = set_data(distilled, data, protocol, matched, teacher, replay, device)
     if replay is not None and used.labels == "replay":
-        replay.check(distilled.digest(), used)
+        replay.check(distilled.digest(), used, matched)
     results = train_students(
         architecture.network, architecture.options, inputs, used, seeds, progress, workers, memory_gb, checkpoints
     )
@@ -217,11 +222,11 @@ def answer_set(
     if protocol.augmentation not in VIEWS:
         raise StudentError(f"{protocol.augmentation}: only views of {', '.join(VIEWS)} can be stored with answers")
     used = student_protocol(protocol, "other", distilled.ipc, len(data.classes))
-    augment = augmentation(used.augmentation, size=None, mean=data.mean, std=data.std)
     images = student_images(distilled, data, matched).to(device)
+    augment = augmenter(used, images.shape[-1], data.mean, data.std)
     teacher.network.to(device)
     show = progress or reporter("answers")
-    return record_answers(images, distilled.digest(), teacher, augment, used, seed, show)
+    return record_answers(images, distilled.digest(), teacher, augment, used, seed, show, matched)
 
 
 def evaluate_full(

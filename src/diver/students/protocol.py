@@ -72,6 +72,7 @@ class StudentProtocol:
     decay_vectors: bool = True
     schedule: str = "glad"
     augmentation: str = DEFAULT
+    patches: int | None = None
     mix: str = "none"
     mix_alpha: float = 1.0
     mix_probability: float = 1.0

@@ -20,7 +20,7 @@ from diver.tensorfile import TensorFileError, read_tensors, tensors_digest, writ
 
 VIEW, MIX = "view.", "mix."
 # What has to be the same when answers are recorded and when they are replayed.
-FIXED = ("augmentation", "mix", "mix_alpha", "mix_probability")
+FIXED = ("augmentation", "patches", "mix", "mix_alpha", "mix_probability")
 
 
 class ReplayError(ValueError):
@@ -39,7 +39,7 @@ class Answered:
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """`epochs` passes over a set of `images` images in batches of `batch`."""
+    """`epochs` passes over a set of `images` images in batches of `batch`; `matched` as in `student_images`."""
 
     tensors: dict[str, Tensor]
     set_digest: str
@@ -49,6 +49,7 @@ class Replay:
     images: int
     batch: int
     seed: int
+    matched: bool
 
     @property
     def batches(self) -> int:
@@ -68,11 +69,14 @@ class Replay:
         logits = self.tensors["logits"][rows].float()
         return Answered(self.tensors["order"][rows].long(), View(view), Mix.from_tensors(mix), logits)
 
-    def check(self, set_digest: str, protocol: StudentProtocol) -> None:
-        """Raise ReplayError unless these answers are for that set and protocol."""
+    def check(self, set_digest: str, protocol: StudentProtocol, matched: bool) -> None:
+        """Raise ReplayError unless these answers are for that set, at that scale, and protocol."""
         remedy = "record the answers again (rule record_answers; `diver evaluate` records its own)"
         if set_digest != self.set_digest:
             raise ReplayError(f"stored answers are for set {self.set_digest[:12]}, not {set_digest[:12]}; {remedy}")
+        if matched != self.matched:
+            scale = "the test images' scale" if self.matched else "the stored scale"
+            raise ReplayError(f"stored answers are for images at {scale}; {remedy}")
         wanted = {**{name: getattr(protocol, name) for name in FIXED}, "batch": min(protocol.batch, self.images)}
         stored = {**self.settings, "batch": self.batch}
         for name, value in wanted.items():
@@ -87,7 +91,7 @@ class Replay:
         return tensors_digest(self.tensors)
 
     def write(self, path: str | Path) -> None:
-        names = ("set_digest", "teacher", "settings", "epochs", "images", "batch", "seed")
+        names = ("set_digest", "teacher", "settings", "epochs", "images", "batch", "seed", "matched")
         write_tensors(path, self.tensors, {name: getattr(self, name) for name in names})
 
     @classmethod
@@ -115,9 +119,11 @@ def record_answers(
     protocol: StudentProtocol,
     seed: int,
     progress: Progress,
+    matched: bool = True,
 ) -> Replay:
-    """The teacher's answers to all batches of a protocol on standardised images, float32 [N, C, S, S].
+    """The teacher's answers to all batches of a protocol on images, float32 [N, C, S, S], at the test images' scale.
 
+    matched: that they are at that scale; as the published evaluation takes them otherwise.
     Images and teacher are on one device, the answers on the CPU. Source: FKD (Shen and Xing 2022), SRe2L (Yin et al.
     2023), relabelling. Deterministic in the seed.
     """
@@ -155,4 +161,5 @@ def record_answers(
         count,
         batch,
         seed,
+        matched,
     )

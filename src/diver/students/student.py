@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,16 @@ from torch.nn import functional as F
 from diver import graphs
 from diver.networks import create, memory_format
 from diver.networks.augment import Augmentation
-from diver.networks.views import Mix, View, augmentation, draw_mix
+from diver.networks.views import Augmenter, Mix, View, augmentation, draw_mix, mosaic_factor
 from diver.students.inputs import StudentData
 from diver.students.optimizers import OPTIMIZERS, decay_factors, flatten_parameters
 from diver.students.protocol import StudentProtocol, StudentResult
 from diver.tensorfile import TensorFileError, read_tensors, write_tensors
 from diver.workers import keep_freed_memory
 
-# On a CPU small enough that activations stay in the cache of one core, on a GPU large enough to fill it.
-TEST_BATCH = {"cpu": 250, "cuda": 2000}
+# On a CPU small enough that activations stay in the cache of one core, on a GPU large enough to fill it; and what the
+# activations of such a batch may take, counted as training keeps them, which is more than testing does.
+TEST_BATCH, TEST_BYTES = {"cpu": 250, "cuda": 2000}, {"cpu": 1 << 30, "cuda": 4 << 30}
 # A step's images are passed through the network in parts whose activations fit this, which bounds memory; smaller
 # parts measured no faster on a CPU.
 PART_BYTES = {"cpu": 512 << 20, "cuda": 4 << 30}
@@ -36,11 +37,19 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=device.type == "cpu")
 
 
+def tested_at_once(each: int, device: str) -> int:
+    """Images that are tested at once. each: `activation_bytes` of the network."""
+    return max(1, min(TEST_BATCH[device], TEST_BYTES[device] // each))
+
+
 @torch.inference_mode()
-def test_accuracy(network: nn.Module, data: StudentData, precision: str = "fp32") -> float:
-    """Percentage of the test images whose largest logit is their label; a logit that is no number never counts."""
+def test_accuracy(network: nn.Module, data: StudentData, batch: int, precision: str = "fp32") -> float:
+    """Percentage of the test images whose largest logit is their label; the first NaN is the largest, as for argmax.
+
+    batch: images at once.
+    """
     device, layout = data.test_images.device, memory_format(network)
-    right, batch = torch.zeros((), dtype=torch.int64, device=device), TEST_BATCH[device.type]
+    right = torch.zeros((), dtype=torch.int64, device=device)
     with autocast(precision, device):
         for x, y in zip(data.test_images.split(batch), data.test_labels.split(batch), strict=True):
             right += (network(data.floats(x).to(memory_format=layout)).argmax(1) == y).sum()
@@ -68,6 +77,12 @@ def activation_bytes(network: nn.Module, image: Tensor) -> int:
         network(image)
     network.train(training)
     return sum(kept.values())
+
+
+def augmenter(protocol: StudentProtocol, size: int, mean: Sequence[float], std: Sequence[float]) -> Augmenter:
+    """A protocol's views of standardised images of `size` pixels."""
+    factor = protocol.patches or mosaic_factor(size)
+    return augmentation(protocol.augmentation, size=None, mean=mean, std=std, factor=factor)
 
 
 class _Average:
@@ -117,17 +132,16 @@ class Student:
         self.average = _Average(network, self.flat) if protocol.ema_decay else None
         # Apart from the stream that drew the weights.
         self.generator = torch.Generator().manual_seed(seed + 1_000_003)
-        self.augment = augmentation(protocol.augmentation, size=None, mean=data.mean, std=data.std)
+        self.augment = augmenter(protocol, size, data.mean, data.std)
         self.coupled = couples_images(network)
         # The set is one batch.
         self.whole = len(data.images) <= protocol.batch
         self.epoch = self.steps = self.updates = 0
         self.accuracies: list[float] = []
         self.loss, self.diverged, self.seconds = float("nan"), False, 0.0
-        self.part = protocol.batch
-        if not self.coupled:
-            each = activation_bytes(network, data.floats(data.images[:1]))
-            self.part = max(1, min(protocol.batch, PART_BYTES[data.images.device.type] // each))
+        each, device = activation_bytes(network, data.floats(data.images[:1])), data.images.device.type
+        self.tested = tested_at_once(each, device)
+        self.part = protocol.batch if self.coupled else max(1, min(protocol.batch, PART_BYTES[device] // each))
 
     @property
     def tested_network(self) -> nn.Module:
@@ -168,14 +182,16 @@ class Student:
             return self.data.floats(self.data.images)
         return self.data.floats(self.data.images[index.to(self.data.images.device, non_blocking=True)])
 
-    def finished(self, x: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
-        """Augmented images [n, C, S, S] as they are trained on, and target probabilities [n, K]."""
-        target = self._target(slice(None) if self.whole else drawn.index)
-        if drawn.mix is not None:
-            x, target = drawn.mix.apply(x), drawn.mix.blend(target)
+    def finished(self, shown: Sequence[Tensor], drawn: Sequence[Drawn]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of augmented batches [n, C, S, S]: images as they are trained on, and target probabilities [n, K]."""
+        mixed = [x if one.mix is None else one.mix.apply(x) for x, one in zip(shown, drawn, strict=True)]
         if self.protocol.labels == "teacher" and self.data.teacher is not None:
-            target = F.softmax(self.data.teacher.logits(x) / self.protocol.temperature, 1)
-        return x, target
+            logits = self.data.teacher.logits(torch.cat(mixed)) / self.protocol.temperature
+            yield from zip(mixed, F.softmax(logits, 1).split([len(x) for x in mixed]), strict=True)
+            return
+        for x, one in zip(mixed, drawn, strict=True):
+            target = self._target(slice(None) if self.whole else one.index)
+            yield x, target if one.mix is None else one.mix.blend(target)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Images float32 [n, C, S, S] and target probabilities [n, K] of the batches of one epoch."""
@@ -183,11 +199,12 @@ class Student:
         if protocol.labels == "replay" and data.replay is not None:
             for number in range(data.replay.batches):
                 answer = data.replay.answered(self.epoch, number)
-                x = self.augment.apply(data.floats(data.images[answer.index]), answer.view)
-                yield answer.mix.apply(x), F.softmax(answer.logits.to(x.device) / protocol.temperature, 1)
+                x = self.augment.apply(self.pixels(answer.index), answer.view)
+                logits = answer.logits.to(x.device, non_blocking=True)
+                yield answer.mix.apply(x), F.softmax(logits / protocol.temperature, 1)
             return
         for drawn in self.draw():
-            yield self.finished(self.augment.apply(self.pixels(drawn.index), drawn.view), drawn)
+            yield from self.finished([self.augment.apply(self.pixels(drawn.index), drawn.view)], [drawn])
 
     def gradients(self, x: Tensor, target: Tensor) -> Iterator[Tensor]:
         """Adds the gradient of the mean cross entropy part by part; yields each part's share of it, 0-d, detached."""
@@ -236,7 +253,8 @@ class Student:
     def test_if_due(self) -> None:
         if self.diverged or self.epoch in self.protocol.tested_epochs():
             self.tested_network.eval()
-            self.accuracies.append(test_accuracy(self.tested_network, self.data, self.protocol.precision))
+            found = test_accuracy(self.tested_network, self.data, self.tested, self.protocol.precision)
+            self.accuracies.append(found)
             self.network.train()
 
     def run_epoch(self) -> None:
@@ -281,7 +299,8 @@ class Student:
             accuracy_last=self.accuracies[-1],
             accuracy_best=max(self.accuracies),
             train_loss_last=self.loss,
-            diverged=self.diverged,
+            # The loss is of before the last step.
+            diverged=self.diverged or not bool(self.flat.isfinite().all()),
             epochs=self.protocol.epochs,
             steps=self.steps,
             seconds=self.seconds,

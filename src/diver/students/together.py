@@ -8,7 +8,7 @@ on one stream: side by side on streams of their own, float32 steps of 100 images
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, tee
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ def prepared(student: Student, epochs: int) -> list[Iterator[tuple[Tensor, Tenso
     x = student.data.floats(images[rows.to(images.device, non_blocking=True)])
     seen = x.split([len(batch.index) for batch in drawn])
     shown = apply_each(student.augment, seen, [batch.view for batch in drawn])
-    batches = iter([student.finished(*pair) for pair in zip(shown, drawn, strict=True)])
+    batches = student.finished(shown, drawn)
     return [islice(batches, len(epoch)) for epoch in by_epoch]
 
 
@@ -120,7 +120,12 @@ def _run(students: Sequence[Student], saves: Sequence[Checkpoint | None], report
         began = time.perf_counter()
         one = active[0].student
         first, until = one.epoch, _until(one)
-        work = [prepared(runner.student, until - first) for runner in active]
+        if protocol.labels == "replay":
+            # All are shown the same.
+            made = [tee(epoch, len(active)) for epoch in prepared(one, until - first)]
+            work = [[epoch[number] for epoch in made] for number in range(len(active))]
+        else:
+            work = [prepared(runner.student, until - first) for runner in active]
         sizes, weights = [one.batches_per_epoch] * (until - first), []
         for size in sizes:
             for number in range(size):

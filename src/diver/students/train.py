@@ -25,6 +25,7 @@ from diver.students.student import (
     Student,
     activation_bytes,
     couples_images,
+    tested_at_once,
 )
 from diver.students.together import train_together
 from diver.tensorfile import canonical_json
@@ -45,13 +46,19 @@ def students_at_once(
     each, device = activation_bytes(network, data.floats(data.images[:1].cpu())), data.images.device.type
     batch = min(protocol.batch, len(data.images))
     held = each * batch if couples_images(network) else min(each * batch, max(PART_BYTES[device], each))
-    student = BUFFERS * parameters + held
-    if student > memory_bytes:
+    tested = each * tested_at_once(each, device)
+    # Processes on a CPU test while others train; on a GPU one student at a time is tested, beside the recorded steps.
+    student, shared = BUFFERS * parameters, 0
+    if device == "cpu":
+        student += max(held, tested)
+    else:
+        student, shared = student + held, tested
+    if student + shared > memory_bytes:
         raise StudentError(
-            f"a {name} student with {batch} images a step needs {student / 2**30:.1f} GB, the bound is "
+            f"a {name} student with {batch} images a step needs {(student + shared) / 2**30:.1f} GB, the bound is "
             f"{memory_bytes / 2**30:.1f} GB; raise students.memory_gb or lower the protocol's batch"
         )
-    return max(1, min(workers, int(memory_bytes // student)))
+    return max(1, min(workers, int((memory_bytes - shared) // student)))
 
 
 def train_students(
@@ -88,7 +95,9 @@ def train_students(
     points: list[Checkpoint | None] = [None] * len(seeds)
     if checkpoints is not None:
         code = code_digest(__file__)
-        about = canonical_json([network, options, asdict(protocol), data.digest(), code, torch.__version__])
+        # A state goes on only as it was begun: recorded steps have random numbers of their own.
+        begun = [device.type, recorded, torch.__version__]
+        about = canonical_json([network, options, asdict(protocol), data.digest(), code, *begun])
         identity = hashlib.sha256(about.encode()).hexdigest()
         paths = [Path(checkpoints) / f"{network.replace(':', '-')}-{seed}.safetensors" for seed in seeds]
         points = [Checkpoint(path, f"{identity}-{seed}", SAVE_SECONDS) for path, seed in zip(paths, seeds, strict=True)]
