@@ -361,7 +361,8 @@ def test_dataset_that_no_name_says_is_asked_for(
     (tmp_path / "at" / name).write_bytes(b"")
     monkeypatch.setattr(Path, "resolve", lambda self: Path("/somewhere") / self.name)
     assert run(monkeypatch, "import", str(tmp_path / "at" / name), "--out", "unused") == 2
-    assert "give --dataset: cifar10, " in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "give --dataset, after describing it in config/datasets/NAME.yaml if it is none of cifar10, " in error
 
 
 def test_sets_are_shown_beside_each_other(
@@ -443,6 +444,7 @@ def test_evaluation_is_a_table_a_csv_and_json(
     assert run(monkeypatch, "evaluate", *common, "--csv", str(tmp_path / "rows.csv")) == 0
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split()[:2] == ["network", "accuracy,"]
+    assert not list(tmp_path.glob(".rows.csv*"))
     with (tmp_path / "rows.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["architecture"] for row in rows] == ["vit"] * 3 + ["convnet"] * 3
@@ -632,7 +634,7 @@ def test_distill_makes_a_set(
         (["dm", "--preset", "published"], "no published settings for tiny"),
         (["dm", "--set", "iteratons=2"], "did you mean 'iterations'"),
         (["mtt", "--set", "experts=zca"], "'zca' is no folder of them: make one with `diver experts`"),
-        (["random", "--ipc", "20"], "has 10 training images, 20 are needed"),
+        (["random", "--ipc", "20"], "has 10 training images, and 20 are needed"),
     ],
 )
 def test_distillation_that_cannot_be_is_refused_in_one_line(

@@ -328,10 +328,10 @@ def test_rounds_by_ipc() -> None:
 
 
 def test_failures_are_named(data: Prepared) -> None:
-    with pytest.raises(ValueError, match="20 training images, 21 are needed"):
+    with pytest.raises(ValueError, match="20 training images, and 21 are needed"):
         distill_dsa(data, 21, DSAConfig(**TINY))
     few = data.train_labels < 2
-    with pytest.raises(ValueError, match="class 2 has 0"):
+    with pytest.raises(ValueError, match="class .c. of [a-z]* has 0 training images"):
         short = replace(data, train_images=data.train_images[few], train_labels=data.train_labels[few])
         distill_dc(short, 1, DCConfig(**TINY))
     with pytest.raises(ValueError, match="augmentation 'twist' is not known"):

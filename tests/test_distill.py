@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diver.config.distill import SETTINGS, CoresetConfig, DMConfig, RandomConfig
 from diver.data.prepared import Prepared
 from diver.distill import METHODS, loop
-from diver.distill.base import redraw
+from diver.distill.base import draw_members, redraw
 from diver.distill.coresets import herding, k_center, k_means
 from diver.distill.dm import iteration_loss, random_network
 from diver.networks import create
@@ -102,8 +102,19 @@ def test_redrawn_weights_are_distributed_as_new_ones() -> None:
         else:
             assert torch.equal(own, other)
     again = random_network(DMConfig(width=64, depth=2), 3, 16, 3)
+    with torch.no_grad():
+        # As a network is that was trained, its scales and shifts too.
+        for parameter in again.parameters():
+            parameter.add_(1.0)
     redraw(again, 5)
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
+
+
+def test_images_of_small_classes_come_again_equally_often() -> None:
+    members = [torch.arange(3), torch.arange(10, 18)]
+    drawn = draw_members(members, 8, torch.Generator().manual_seed(0))
+    assert sorted(torch.bincount(drawn[:8]).tolist()) == [2, 3, 3]
+    assert sorted(drawn[8:].tolist()) == list(range(10, 18))
 
 
 def test_dm_brings_the_class_means_together(data: Prepared) -> None:
@@ -164,9 +175,11 @@ def test_dm_never_clips_and_reports_progress(data: Prepared) -> None:
 
 def test_failures_are_named(data: Prepared) -> None:
     for method, config in (("random", RandomConfig()), ("dm", DMConfig(**TINY, init="real"))):
-        with pytest.raises(ValueError, match="20 training images, 21 are needed"):
+        with pytest.raises(
+            ValueError, match="class .a. of tinted has 20 training images, and 21 are needed: lower the IPC"
+        ):
             METHODS[method](data, 21, config)
-    with pytest.raises(ValueError, match="class 2 has 0"):
+    with pytest.raises(ValueError, match="class .c. of [a-z]* has 0 training images"):
         few = data.train_labels < 2
         METHODS["dm"](
             replace(data, train_images=data.train_images[few], train_labels=data.train_labels[few]), 1, DMConfig(**TINY)
@@ -350,7 +363,9 @@ def test_coresets_record_the_encoder_as_on_any_machine(
 
 @pytest.mark.parametrize("method", CORESETS)
 def test_coresets_name_their_failures(data: Prepared, encoder: tuple[Path, Trained], method: str) -> None:
-    with pytest.raises(ValueError, match="20 training images, 21 are needed"):
+    with pytest.raises(
+        ValueError, match="class .a. of tinted has 20 training images, and 21 are needed: lower the IPC"
+    ):
         METHODS[method](data, 21, CoresetConfig(), progress=quiet)
     with pytest.raises(ValueError, match="the workflow puts its path here"):
         METHODS[method](data, 1, CoresetConfig(encoder="teacher"), progress=quiet)

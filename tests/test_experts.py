@@ -248,6 +248,15 @@ def test_jobs_share_the_work_and_the_last_writes_the_manifest(data: Prepared, wh
     assert expert_path(tmp_path, 1).stat().st_mtime_ns == before
 
 
+def test_a_manifest_does_not_vouch_for_experts_that_replace_its_own(data: Prepared, tmp_path: Path) -> None:
+    """One of two is trained anew with other settings: until the other one is, there are no experts."""
+    made(data, tmp_path)
+    made(data, tmp_path, [0], learning_rate=0.2)
+    with pytest.raises(ExpertsError, match=r"no experts\.json"):
+        Experts.open(tmp_path)
+    assert Experts.open(made(data, tmp_path, [1], learning_rate=0.2).parent).config.learning_rate == 0.2
+
+
 def test_other_settings_or_code_are_trained_anew(data: Prepared, tmp_path: Path) -> None:
     made(data, tmp_path, count=1)
     first = contents(tmp_path)
@@ -270,8 +279,8 @@ def test_stopped_stacks_of_recorded_steps_go_on_to_the_same_bytes(
     train_experts(
         data, ExpertsConfig(**TINY | settings), tmp_path / "cut", code="abc", progress=lambda *n: epochs.append(n[0])
     )
-    # Both experts together, of whose three epochs one was done.
-    assert epochs == [2, 4]
+    # Both experts together: of their six epochs two were done.
+    assert epochs == [4, 6]
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
     made(data, tmp_path / "plain")
     recorded, eager = (Experts.open(path).weights(1, 3) for path in (tmp_path / "plain", whole))

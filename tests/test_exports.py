@@ -80,6 +80,23 @@ def small_prepared(path: Path) -> Prepared:
 # Exports
 
 
+@pytest.mark.parametrize("form", EXPORTS)
+def test_no_export_mixes_with_other_files(tmp_path: Path, form: str) -> None:
+    """It replaces an export of its own form and nothing else, in its own folder."""
+    for written in EXPORTS[form](make(), tmp_path / "own"):
+        assert written.exists()
+    EXPORTS[form](make(), tmp_path / "own")
+    (meta,) = (path for path in (tmp_path / "own").rglob("meta.json"))
+    meta.unlink()
+    kept = {path: path.read_bytes() for path in (tmp_path / "own").rglob("*") if path.is_file()}
+    with pytest.raises(ExportError, match="holds other files"):
+        EXPORTS[form](make(), tmp_path / "own")
+    assert {path: path.read_bytes() for path in (tmp_path / "own").rglob("*") if path.is_file()} == kept
+    (tmp_path / "file").touch()
+    with pytest.raises((ExportError, NotADirectoryError)):
+        EXPORTS[form](make(), tmp_path / "file")
+
+
 def test_ddranking_gets_what_it_takes(tmp_path: Path) -> None:
     made = make()
     written = export_ddranking(made, tmp_path)

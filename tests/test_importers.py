@@ -228,6 +228,14 @@ def test_edf_soft_labels_are_logits_in_its_folder(tmp_path: Path) -> None:
     assert torch.equal(found.distilled.hard_labels(), HARD) and said(found, "logits") and said(found, "stably")
 
 
+def test_soft_labels_that_drifted_in_turn_keep_their_places(tmp_path: Path) -> None:
+    """As many of each class as before, though two have changed theirs."""
+    soft = 5.0 * functional.one_hot(torch.tensor([0, 1, 1, 0, 2, 2]), 3)
+    found = read(save(tmp_path / "run", images_best=noise(), labels_best=soft))
+    assert found.distilled.soft_labels is not None and torch.equal(found.distilled.soft_labels, soft)
+    assert said(found, "2 images have their largest soft label outside")
+
+
 def test_soft_labels_that_drifted_keep_their_places(tmp_path: Path) -> None:
     soft = 5.0 * functional.one_hot(torch.tensor([0, 1, 1, 1, 2, 2]), 3)
     found = read(save(tmp_path / "run", images_best=noise(), labels_best=soft))

@@ -667,7 +667,7 @@ def test_input_that_is_refused(data: Prepared, folder: Path, tmp_path: Path) -> 
         made(replace(data, train_labels=data.train_labels.flip(0)), folder)
     with pytest.raises(ExpertsError, match="have 4 epochs, and max_start and expert_epochs need 5; train longer"):
         made(data, folder, max_start=4)
-    with pytest.raises(ValueError, match="class 0 has 20 training images, 21 are needed"):
+    with pytest.raises(ValueError, match="class .a. of [a-z]* has 20 training images, and 21 are needed"):
         made(data, folder, ipc=21)
     with pytest.raises(FloatingPointError, match="mtt: step size is -.* at iteration [0-3]; lower rate_rate"):
         made(data, folder, syn_rate=1.0, rate_rate=0.1)

@@ -49,6 +49,7 @@ def count(network: nn.Module) -> int:
         ("vit-glad", 128, 16_176_650),
         # The same of Minimax Diffusion (vimar-gu/MinimaxDiffusion).
         ("convnet-6", 224, 754_570),
+        ("resnet18-idc", 224, 11_181_642),
         ("resnetap-10", 224, 4_910_922),
         ("resnetap-10", 128, 4_903_242),
         ("resnetap-10-cifar", 32, 1_228_970),

@@ -14,7 +14,7 @@ from diver.config.study import Study, parse_study
 from diver.report.labels import Labels, names_of
 from diver.report.paper import NO_PUBLISHED, paper_table, plans, read_students
 from diver.report.published import ACCURACY, COLUMNS
-from diver.report.statistics import seed_means, t_interval
+from diver.report.statistics import BEST, seed_means, t_interval
 from diver.report.tables import Table, to_tex
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +61,20 @@ def test_a_cell_has_ours_theirs_and_the_verdict() -> None:
     assert any(line == "[2] another paper." for line in found.legend)
     preferred = made(study(sources=["another"]), results, published)
     assert preferred.data["agrees"].iloc[2] == "yes"
+
+
+def test_the_accuracy_that_the_protocol_reports_is_compared() -> None:
+    """Published numbers that are the best of many tests are held against ours that are."""
+    results = make_table(ipcs=(1,)).assign(reported="best")
+    results["accuracy_best"] = results["accuracy_last"] + 3.0
+    mine = results[(results.stage1 == "dm") & (results.scale == "matched") & (results.role == "unseen")]
+    diver = t_interval(seed_means(mine[mine.stage2 == "diver"], BEST))
+    published = numbers(("DM + DIVER", "mean of 5 unseen", diver.mean, "a paper"))
+    found = made(study(), results, published).data.iloc[2]
+    assert (found["ours"], found["last"], found["best"]) == pytest.approx((diver.mean, diver.mean - 3, diver.mean))
+    assert (found["reported"], found["agrees"]) == ("best", "yes")
+    last = made(study(), results.assign(reported="last"), published).data.iloc[2]
+    assert (last["ours"], last["reported"], last["agrees"]) == (pytest.approx(diver.mean - 3), "last", "no")
 
 
 def test_what_was_not_run_says_why_and_no_cell_is_dropped(tmp_path: Path) -> None:

@@ -8,7 +8,10 @@ import textwrap
 import time
 from pathlib import Path
 
-from diver.progress import WORKFLOW_VARIABLE
+import pytest
+
+from diver import progress
+from diver.progress import WORKFLOW_VARIABLE, reporter
 
 STEP = """
     import os, sys, time
@@ -50,3 +53,20 @@ def test_a_step_whose_workflow_has_ended_does_not_begin(tmp_path: Path) -> None:
     said, fault = step.communicate(timeout=30)
     assert step.returncode == 1 and not said and "Snakemake ended before the step began" in fault
     assert not (tmp_path / "log").exists()
+
+
+def test_time_left_is_of_what_was_done_since_the_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that goes on at 300 of 400 with a second each has 96 seconds left at 304, not one."""
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    report = reporter("DM", every=0.0)
+    for done in (301, 302, 303, 304):
+        now += 1.0
+        report(done, 400)
+    assert capsys.readouterr().err.splitlines()[-1] == "DM: 304/400 0:04 spent, 1:36 left"
+    report = reporter("DM", every=0.0)
+    now += 2.0
+    report(1, 10)
+    assert capsys.readouterr().err == "DM: 1/10 0:02 spent, 0:18 left\n"

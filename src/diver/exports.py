@@ -121,6 +121,18 @@ def _class_major_labels(distilled: DistilledSet) -> Tensor:
     return torch.arange(len(distilled.classes)).repeat_interleave(distilled.ipc)
 
 
+def _check_folder(folder: Path, form: str) -> None:
+    """Raise ExportError unless nothing is lost by an export into the folder: it is new, empty, or of the same form."""
+    try:
+        found = json.loads((folder / "meta.json").read_text())["form"]
+    except (OSError, ValueError, KeyError, TypeError):
+        found = None
+    if folder.exists() and not folder.is_dir():
+        raise ExportError(f"{folder} is a file: give a folder")
+    if folder.is_dir() and any(folder.iterdir()) and found != form:
+        raise ExportError(f"{folder} holds other files, with which these would mix: give another folder")
+
+
 def _write(folder: Path, files: Mapping[str, Any], meta: dict[str, Any], stale: tuple[str, ...] = ()) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for name in stale:
@@ -160,6 +172,7 @@ def export_ddranking(distilled: DistilledSet, out_dir: str | Path) -> list[Path]
     labels.pt: int64 [C * ipc]; soft.pt: float32 [C * ipc, C] logits, if the set has soft labels; lr.pt: 0-d float32,
     if a step of the set recorded a rate; meta.json: what this is and how it was made.
     """
+    _check_folder(Path(out_dir), "ddranking")
     exported = _for_judge(distilled, DDRANKING, "DD-Ranking")
     rate = learned_rate(distilled)
     files = {
@@ -203,7 +216,7 @@ def export_dcbench(distilled: DistilledSet, out_dir: str | Path, method: str | N
     which only the loaders of dc, dsa and dm keep. Raises ExportError.
     """
     own = distilled.steps[0].method if len(distilled.steps) == 1 else None
-    chosen = method or own
+    chosen = method or {"mtt": "tm", "k_means": "kmeans"}.get(own or "", own)
     if chosen not in _FOLDERS:
         made = " + ".join(step.method for step in distilled.steps) or "no recorded method"
         hint = nearest(method or "", list(_FOLDERS))
@@ -219,6 +232,7 @@ def export_dcbench(distilled: DistilledSet, out_dir: str | Path, method: str | N
         labels = exported.soft_labels.softmax(1)
     known = DCBENCH[distilled.dataset]
     folder = Path(out_dir) / _FOLDERS[chosen] / known.name / f"IPC{exported.ipc}"
+    _check_folder(folder, "dcbench")
     files = _dcbench_files(chosen, known.name, exported.ipc, exported.images.contiguous(), labels)
     return _write(folder, files, {**_meta("dcbench", distilled, exported, known), "method": chosen})
 
@@ -299,8 +313,7 @@ def export_png(distilled: DistilledSet, out_dir: str | Path, accuracy: dict[str,
     """
     out = Path(out_dir)
     images, facts = _pictures(distilled)
-    if out.is_dir() and any(out.iterdir()) and not _is_png_export(out):
-        raise ExportError(f"{out} holds other files, with which these images would mix: give another folder")
+    _check_folder(out, "png")
     for stale in [*out.glob("[0-9]*-*/[0-9]*.png"), out / "soft_labels.safetensors"]:
         stale.unlink(missing_ok=True)
     written = []
@@ -317,13 +330,6 @@ def export_png(distilled: DistilledSet, out_dir: str | Path, accuracy: dict[str,
         written.append(out / "soft_labels.safetensors")
         write_tensors(written[-1], {"soft_labels": distilled.soft_labels}, {"classes": list(distilled.classes)})
     return [*written, *_write(out, {}, _pixels_meta("png", distilled, facts, accuracy))]
-
-
-def _is_png_export(folder: Path) -> bool:
-    try:
-        return bool(json.loads((folder / "meta.json").read_text())["form"] == "png")
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 # Identifier of the hub, and what the authors of the images state, by dataset; a name that goes on after "-" is a part.
@@ -477,6 +483,7 @@ def export_parquet(distilled: DistilledSet, out_dir: str | Path, accuracy: dict[
     out = Path(out_dir)
     images, facts = _pictures(distilled)
     meta = _pixels_meta("parquet", distilled, facts, accuracy)
+    _check_folder(out, "parquet")
     table = out / "data" / "train-00000-of-00001.parquet"
     table.parent.mkdir(parents=True, exist_ok=True)
     # Small groups of rows, so that a viewer need not read all images for one.

@@ -7,6 +7,7 @@ what cannot be told is refused with the setting that tells it. Nothing in a file
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,13 +87,17 @@ def _load_foreign(path: Path) -> Any:
     if not path.is_file():
         raise SetError(f"{path}: no such file")
     try:
-        with torch.serialization.safe_globals(_ALLOWED):
+        # torch warns of pickles of other protocols than its own, of which the caller is told below.
+        with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise nearly anything, and all of it means the same to the caller
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         if wanted:
             raise SetError(f"{path}: refused, it asks to run {wanted[1]}; only tensors and numbers are read") from error
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        if "Weights only load failed" in str(error):
+            reason = "a pickle of another protocol than torch's, or one that asks for code"
+        else:
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise SetError(f"{path}: truncated, or not a file of tensors and numbers ({reason})") from error
 
 
@@ -462,6 +467,10 @@ def _range_of(
                 f"{path}: {span} with a deviation of {spread:.2f} (standardised images: about 1) look ZCA-whitened: "
                 "give images_zca_N.pt, which MTT's code saves beside them, or set value_range to dataset to keep these"
             )
+        if max(-low, high) > _LARGE:
+            raise SetError(
+                f"{path}: {span} are too far out for standardised images: set value_range to dataset to keep them"
+            )
         doubt = "; they would fit [0, 1] too: if they are, set value_range: unit" if fits_unit else ""
         return (
             images,
@@ -550,13 +559,16 @@ def _class_major(path: Path, hard: Tensor, classes: Sequence[str], notes: list[s
 def _soft_class_major(path: Path, soft: Tensor, classes: Sequence[str], notes: list[str]) -> Tensor:
     """The order of rows for soft labels alone, whose largest entries may have left the class they began in."""
     guess, count, rows = soft.argmax(1), len(classes), len(soft)
+    other = int((guess != torch.arange(rows) * count // rows).sum())
+    if rows % count == 0 and 2 * other < rows:
+        if other:
+            notes.append(
+                f"{other} images have their largest soft label outside the class of their place; the order is kept"
+            )
+        return torch.arange(rows)
     if len(torch.bincount(guess, minlength=count).unique()) == 1:
         return _class_major(path, guess, classes, notes)
-    other = int((guess != torch.arange(rows) * count // rows).sum())
-    if rows % count or 2 * other >= rows:
-        raise SetError(f"{path}: the largest soft labels do not say which images are of a class: give hard labels too")
-    notes.append(f"{other} images have their largest soft label outside the class of their place; the order is kept")
-    return torch.arange(rows)
+    raise SetError(f"{path}: the largest soft labels do not say which images are of a class: give hard labels too")
 
 
 # Putting it together

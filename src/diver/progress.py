@@ -36,11 +36,15 @@ def clock(seconds: float) -> str:
 def reporter(label: str, every: float = TERMINAL_EVERY) -> Progress:
     """A callback (done, total, note) that prints rate and time left to stderr at most once in `every` seconds."""
     terminal, started, last = sys.stderr, time.monotonic(), time.monotonic()
+    begun: tuple[float, int] | None = None
 
     def report(done: int, total: int, note: str = "") -> None:
-        nonlocal last
+        nonlocal last, begun
         now = time.monotonic()
-        left = (now - started) / max(done, 1) * (total - done)
+        # By what was done since the first report: a run that goes on has done some before it started.
+        then, before = begun = begun or (now, done)
+        rate = (now - then) / (done - before) if done > before else (now - started) / max(done, 1)
+        left = rate * (total - done)
         line = f"{label}: {done}/{total} {note} {clock(now - started)} spent, {clock(left)} left".replace("  ", " ")
         if sys.stderr is not terminal:
             print(line, file=sys.stderr, flush=True)

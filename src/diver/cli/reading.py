@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,17 +51,20 @@ RangeOption = Annotated[
 ]
 
 
-def dataset_facts(name: str) -> "tuple[tuple[str, ...], ValueRange]":
-    """A dataset's classes in the order of the labels, and how its images are standardised."""
+def dataset_facts(name: str) -> "tuple[tuple[str, ...], ValueRange, int | None]":
+    """A dataset's classes in the order of the labels, how its images are standardised, and their size, if it has one.
+
+    A subset of ImageNet has none: the datasets of its classes differ in it.
+    """
     from diver.data.spec import load_dataset_spec
     from diver.data.subsets import subsets
     from diver.sets import IMAGENET, ValueRange
 
     known(name, dataset_names(), "--dataset")
     if name in subsets():
-        return subsets()[name], IMAGENET
+        return subsets()[name], IMAGENET, None
     spec = load_dataset_spec(at_home(Path("config/datasets") / f"{name}.yaml"))
-    return spec.classes, ValueRange.standardised(spec.mean, spec.std)
+    return spec.classes, ValueRange.standardised(spec.mean, spec.std), spec.size
 
 
 def guessed_dataset(path: Path) -> str:
@@ -73,7 +77,10 @@ def guessed_dataset(path: Path) -> str:
             spelt = re.sub(r"[-_]|(?<=[a-z])(?=[0-9])", "[-_ ]?", name)
             if re.search(rf"(?<![a-z]){spelt}(?!{'[0-9]' if name[-1].isdigit() else '[a-z]'})", text):
                 return name
-    raise UserError(f"{path}: its name does not say which dataset it is of; give --dataset: {', '.join(sorted(names))}")
+    raise UserError(
+        f"{path}: its name does not say which dataset it is of; give --dataset, after describing it in "
+        f"config/datasets/NAME.yaml if it is none of {', '.join(sorted(names))}"
+    )
 
 
 def is_ours(path: Path) -> bool:
@@ -107,10 +114,19 @@ def import_found(
 
     known(value_range, RANGES, "--value-range")
     known(form, ["auto", *FORMS], "--form")
+    if is_ours(path) and dataset is None:
+        from diver.sets import DistilledSet
+
+        with mendable():
+            dataset = DistilledSet.read(path).dataset
     name = dataset or guessed_dataset(path)
-    classes, standard = dataset_facts(name)
+    classes, standard, size = dataset_facts(name)
     with mendable():
-        return import_set(path, name, classes, standard, form, value_range, ipc, factor, class_order)
+        found = import_set(path, name, classes, standard, form, value_range, ipc, factor, class_order)
+    pixels = found.distilled.images.shape[-1]
+    if size in (None, pixels):
+        return found
+    return replace(found, notes=(*found.notes, f"its images are {pixels} pixels wide, and those of {name} are {size}"))
 
 
 def read_any(path: Path, dataset: str | None = None, value_range: str = "auto") -> "tuple[DistilledSet, Found | None]":
@@ -118,6 +134,8 @@ def read_any(path: Path, dataset: str | None = None, value_range: str = "auto") 
     from diver.sets import DistilledSet
 
     if is_ours(path):
+        if value_range != "auto":
+            raise UserError(f"--value-range {value_range}: {path} says itself what its values are; leave it out")
         return DistilledSet.read(path), None
     found = import_found(path, dataset, value_range)
     return found.distilled, found

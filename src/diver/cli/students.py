@@ -102,8 +102,11 @@ class Evaluation:
     replay_seed: int
     teacher: "Trained | None"
 
-    def rows(self, distilled: "DistilledSet", of: str = "") -> dict[str, list[Row]]:
-        """Rows of results of each architecture, a row per seed; `of` says in the progress which set it is."""
+    def rows(self, distilled: "DistilledSet", of: str = "", checkpoints: Path | None = None) -> dict[str, list[Row]]:
+        """Rows of results of each architecture, a row per seed; `of` says in the progress which set it is.
+
+        checkpoints: a folder from which training that was killed goes on.
+        """
         from diver.progress import reporter
         from diver.students import answer_set, evaluate_set
         from diver.workers import best_device
@@ -128,6 +131,7 @@ class Evaluation:
                     replay=replay,
                     workers=self.workers,
                     memory_gb=self.memory_gb,
+                    checkpoints=None if checkpoints is None else checkpoints / name,
                     device=best_device(),
                 )
         return found
@@ -263,7 +267,9 @@ def evaluate(
     seeds: SeedsOption = None,
     threads: ThreadsOption = None,
     teacher: TeacherOption = None,
-    csv: Annotated[Path | None, typer.Option(help="Write a row for each student to this file too.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="Write a row for each student to this file; what is killed then goes on.")
+    ] = None,
     json_: Json = False,
     dataset: DatasetOption = None,
     value_range: RangeOption = "auto",
@@ -276,6 +282,8 @@ def evaluate(
 
     diver evaluate dm.safetensors --protocol dc-eval --set epochs=300 --architecture convnet-3 --seeds 5 --csv dm.csv
     """
+    import shutil
+
     from diver.report.tables import interval_text
     from diver.students import write_rows
 
@@ -285,11 +293,13 @@ def evaluate(
     evaluation = chosen_evaluation(
         [distilled], prepared, study, protocol, set_, quick, architecture, architectures, seeds, threads, teacher
     )
-    found = evaluation.rows(distilled)
+    points = csv.with_name(f".{csv.name}.checkpoints") if csv else None
+    found = evaluation.rows(distilled, checkpoints=points)
     rows = [{"architecture": name, **row} for name, of_network in found.items() for row in of_network]
-    if csv:
+    if csv and points:
         csv.parent.mkdir(parents=True, exist_ok=True)
         write_rows(csv, rows)
+        shutil.rmtree(points, ignore_errors=True)
     if json_:
         print_json(rows)
         return

@@ -12,7 +12,7 @@ class ConfigError(ValueError):
 class Model(BaseModel):
     """Immutable settings; an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def nearest(name: str, valid: list[str]) -> str:

@@ -256,6 +256,9 @@ class ReleasedConfig(DistillConfig):
         ge=1,
         description="Cut each image into factor x factor tiles and enlarge them, as NCFM does in training.",
     )
+    size: int | None = Field(
+        None, ge=1, description="Resize the images to so many pixels, which have to be the dataset's (bilinear)."
+    )
     class_order: tuple[str, ...] | None = Field(
         None,
         description="The class that each label, or each of the sorted folders, means, if not the dataset's.",

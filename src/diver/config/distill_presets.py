@@ -95,9 +95,9 @@ _EDF_SUBSETS: Table = {
 }
 
 _SRE2L: Table = {
-    "cifar10": {ANY: {"iterations": 1000, "crop": False, "jitter": 4}},
-    "cifar100": {ANY: {"iterations": 1000, "crop": False, "jitter": 4}},
-    "tinyimagenet": {ANY: {"learning_rate": 0.1, "r_bn": 1.0}},
+    "cifar10": {ANY: {"iterations": 1000, "crop": False, "flip": False, "jitter": 4}},
+    "cifar100": {ANY: {"iterations": 1000, "crop": False, "flip": False, "jitter": 4}},
+    "tinyimagenet": {ANY: {"learning_rate": 0.1, "r_bn": 1.0, "jitter": 4}},
     "imagenet1k": {ANY: {}},
     SUBSET: {ANY: {}},
 }
@@ -114,13 +114,21 @@ def _by_dataset(table: Mapping[str, dict[str, Any]]) -> Table:
     return {name: {ANY: settings} for name, settings in table.items()}
 
 
+# What GLaD calls DC is augmented as DSA is, and starts from noise.
+_GLAD = {
+    "learning_rate": 1.0,
+    "outer": 1,
+    "inner": 1,
+    "init": "noise",
+    "augmentation": "color_crop_cutout_flip_scale_rotate",
+}
 PUBLISHED: dict[str, Table] = {
-    "dc": _by_dataset({**dict.fromkeys(CONDENSED, {}), SUBSET: {"learning_rate": 1.0, "outer": 1, "inner": 1}}),
-    "dsa": _by_dataset(dict.fromkeys(CONDENSED, {})),
+    "dc": _by_dataset({**dict.fromkeys(CONDENSED, {}), SUBSET: _GLAD}),
+    "dsa": _by_dataset({**dict.fromkeys(CONDENSED, {}), SUBSET: _GLAD}),
     "dm": _by_dataset(
         {
             **dict.fromkeys(CONDENSED, {"iterations": 20000, "init": "real"}),
-            SUBSET: {"iterations": 1000, "learning_rate": 10.0, "init": "real"},
+            SUBSET: {"iterations": 1000, "learning_rate": 10.0, "init": "noise"},
         }
     ),
     "mtt": _MTT,

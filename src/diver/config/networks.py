@@ -8,6 +8,7 @@ PRESETS are networks as published: a name of OPTIONS or of a library, and option
 | convnet-5              | 128    | 615,690    | Cazenavette et al. 2023 (GLaD), also PReDD                         |
 | convnet-6              | 224    | 754,570    | Kim et al. 2022 (IDC), Gu et al. 2024 (Minimax Diffusion)          |
 | resnet18-dd            | any    | 11,173,962 | DC, GLaD, PReDD: stem for small images, instance norm              |
+| resnet18-idc           | 224    | 11,181,642 | IDC, Minimax Diffusion: the stem of He et al. 2016, instance norm  |
 | resnetap-10            | 224    | 4,910,922  | IDC, Minimax Diffusion; 4,903,242 up to 128 pixels                 |
 | resnetap-10-cifar      | 32     | 1,228,970  | IDC, Minimax Diffusion: width 32                                   |
 | vgg-11                 | 32     | 9,231,114  | DC, instance norm                                                  |
@@ -67,9 +68,10 @@ class ResNetOptions(Options):
     blocks: PositiveInt = 2
     norm: Norm = "instance"
     stem_stride: PositiveInt = 1
+    stem: Literal["small", "large"] = "small"
 
     def least(self) -> int:
-        return 8 * self.stem_stride
+        return 32 if self.stem == "large" else 8 * self.stem_stride
 
 
 class ResNetAPOptions(Options):
@@ -167,6 +169,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "convnet-5": ("convnet", {"depth": 5}),
     "convnet-6": ("convnet", {"depth": 6}),
     "resnet18-dd": ("resnet", {}),
+    "resnet18-idc": ("resnet", {"stem": "large"}),
     "resnetap-10": ("resnet_ap", {}),
     "resnetap-10-cifar": ("resnet_ap", {"width": 32}),
     "vgg-11": ("vgg", {}),

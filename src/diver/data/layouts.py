@@ -16,7 +16,7 @@ from PIL import Image
 
 Bytes8 = NDArray[np.uint8]
 DEPTH = 2  # cifar-10-batches-bin/ and FashionMNIST/raw/ below the folder that the user names
-ARCHIVES = ("cifar-10-binary.tar.gz", "tfjs-*.tgz")
+ARCHIVES = ("cifar-10-binary.tar.gz", "cifar-100-binary.tar.gz", "tfjs-*.tgz")
 
 
 class LayoutError(ValueError):
@@ -31,12 +31,12 @@ class Split:
     labels: Bytes8
 
 
-def _binary_batch(content: bytes, name: str, channels: int, size: int) -> Split:
-    record = 1 + channels * size * size
+def _binary_batch(content: bytes, name: str, channels: int, size: int, labels: int = 1) -> Split:
+    record = labels + channels * size * size
     if not content or len(content) % record:
         raise LayoutError(f"{name}: {len(content)} bytes are no multiple of {record}, the size of a record")
     rows = np.frombuffer(content, np.uint8).reshape(-1, record)
-    return Split(rows[:, 1:].reshape(-1, channels, size, size), rows[:, 0])
+    return Split(rows[:, labels:].reshape(-1, channels, size, size), rows[:, labels - 1])
 
 
 def _join(splits: list[Split]) -> Split:
@@ -47,6 +47,12 @@ def _read_binary(files: Mapping[str, bytes], channels: int, size: int) -> tuple[
     """CIFAR's binary version: a record is the label's byte, then the pixels, channel by channel."""
     batches = {name: _binary_batch(content, name, channels, size) for name, content in files.items()}
     return _join([batches[f"data_batch_{i}.bin"] for i in range(1, 6)]), batches["test_batch.bin"]
+
+
+def _read_binary_100(files: Mapping[str, bytes], channels: int, size: int) -> tuple[Split, Split]:
+    """CIFAR-100's binary version: the coarse label's byte comes before the fine one, which is the class."""
+    train, test = (_binary_batch(files[name], name, channels, size, labels=2) for name in ("train.bin", "test.bin"))
+    return train, test
 
 
 def _png(content: bytes, name: str, channels: int, size: int) -> Bytes8:
@@ -117,6 +123,7 @@ class Layout:
 
 LAYOUTS = (
     Layout("CIFAR binary batches", (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"), _read_binary),
+    Layout("CIFAR-100 binary files", ("train.bin", "test.bin"), _read_binary_100),
     Layout(
         "batches as PNG with JSON labels",
         (*(f"data_batch_{i}.png" for i in range(1, 6)), "test_batch.png", "train_lables.json", "test_lables.json"),

@@ -14,22 +14,31 @@ from diver.tensorfile import file_checksum
 from diver.workers import best_device
 
 
-def class_members(labels: Tensor, classes: int, needed: int) -> list[Tensor]:
-    """Positions of each class's images. Raises ValueError if a class has fewer than `needed`."""
-    members = [(labels == c).nonzero().flatten() for c in range(classes)]
-    short = [c for c, found in enumerate(members) if len(found) < needed]
-    if short:
-        raise ValueError(f"class {short[0]} has {len(members[short[0]])} training images, {needed} are needed")
+def class_members(data: Prepared, needed: int) -> list[Tensor]:
+    """Positions of each class's training images. Raises ValueError if a class has fewer than `needed`."""
+    members = [(data.train_labels == number).nonzero().flatten() for number in range(len(data.classes))]
+    for name, found in zip(data.classes, members, strict=True):
+        if len(found) < needed:
+            raise ValueError(
+                f"class {name!r} of {data.dataset} has {len(found)} training images, and {needed} are needed: lower "
+                "the IPC, or give the class more images"
+            )
     return members
 
 
 def draw_members(members: list[Tensor], count: int, generator: torch.Generator) -> Tensor:
-    """Positions of `count` images of each class, class-major, without replacement."""
-    return torch.cat([found[torch.randperm(len(found), generator=generator)[:count]] for found in members])
+    """Positions of `count` images of each class, class-major; none comes again before all of its class have come."""
+
+    def drawn(found: Tensor) -> Tensor:
+        passes = -(-count // len(found))
+        order = torch.cat([torch.randperm(len(found), generator=generator) for _ in range(passes)])
+        return found[order[:count]]
+
+    return torch.cat([drawn(found) for found in members])
 
 
 def redraw(network: nn.Module, seed: int) -> None:
-    """Fresh random weights in place, distributed as those of a new ConvNet, from the generator of their device."""
+    """Fresh weights in place, distributed as those of a new ConvNet, from the generator of their device."""
     device = next(network.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     for module in network.modules():
@@ -38,6 +47,9 @@ def redraw(network: nn.Module, seed: int) -> None:
             bound = module.weight[0].numel() ** -0.5
             for parameter in module.parameters(recurse=False):
                 parameter.data.uniform_(-bound, bound, generator=generator)
+        elif isinstance(module, nn.GroupNorm):
+            # They are no longer ones and zeros where the network was trained.
+            module.reset_parameters()
 
 
 def first_images(data: Prepared, ipc: int, init: str, members: list[Tensor], generator: torch.Generator) -> Tensor:

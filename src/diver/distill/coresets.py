@@ -121,7 +121,7 @@ def _distill(
     Raises ValueError if a class has fewer images, or the encoder is missing, unresolved or of another image size.
     """
     encode, described = _encoder(data, config)
-    members = class_members(data.train_labels, len(data.classes), ipc)
+    members = class_members(data, ipc)
     report, done, total = progress or reporter(f"{method}, IPC {ipc}"), 0, sum(map(len, members))
     chosen = []
     for number, mine in enumerate(members):

@@ -232,6 +232,8 @@ class _Recorded:
     def train(self, images: Tensor, labels: Tensor, epochs: int, generator: torch.Generator) -> None:
         """As so many times `train_epoch`."""
         rows, drawn = [], []
+        if not epochs:
+            return
         for _ in range(epochs):
             for part in torch.randperm(len(images), generator=generator).split(self.config.batch_train):
                 rows.append(part)
@@ -251,7 +253,7 @@ def _distill(
 ) -> DistilledSet:
     """The run counts rounds, not networks: a network's rounds take minutes, and its weights are part of the state."""
     classes, (channels, size) = len(data.classes), data.train_images.shape[1:3]
-    members = class_members(data.train_labels, classes, ipc if config.init == "real" else 1)
+    members = class_members(data, ipc if config.init == "real" else 1)
     generator, device = torch.Generator().manual_seed(config.seed), best_device()
     images = first_images(data, ipc, config.init, members, generator).to(device)
     labels = torch.arange(classes, device=device).repeat_interleave(ipc)

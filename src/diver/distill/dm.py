@@ -116,14 +116,15 @@ def distill_dm(
 ) -> DistilledSet:
     """A set of `ipc` learned images per class, float32 in standardised space, the same for the same seed.
 
+    Images of a class that has fewer than `batch_real` come again, all of them equally often but for one.
     progress: called with (iterations done, all iterations, the loss); by default a line on stderr now and then.
     folder: where a run that is stopped is kept to go on from, and pictures are written.
     Raises ValueError if a class has fewer images than `ipc` (init: real) or none, FloatingPointError if the loss
     stops being finite.
     """
     classes, (channels, size) = len(data.classes), data.train_images.shape[1:3]
-    members = class_members(data.train_labels, classes, ipc if config.init == "real" else 1)
-    per_class = min(config.batch_real, *(len(found) for found in members))
+    members = class_members(data, ipc if config.init == "real" else 1)
+    per_class = min(config.batch_real, max(map(len, members)))
     generator, device = torch.Generator().manual_seed(config.seed), best_device()
     images = nn.Parameter(first_images(data, ipc, config.init, members, generator).to(device))
     velocity, augment, train = torch.zeros_like(images), DSA(config.augmentation), data.train_images.to(device)

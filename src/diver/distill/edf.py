@@ -111,7 +111,8 @@ def first_labels(logits: Callable[[int], Tensor], classes: Tensor, experts: int)
         found = logits(expert)
         right = (found.argmax(1) == classes).to(found)[:, None]
         total, count = total + right * found, count + right
-    return total / count
+    # An image that was chosen for an expert that is right may miss by rounding when all are asked together.
+    return total / count.clamp(min=1)
 
 
 def _imagenet_network(data: Prepared) -> nn.Module:
@@ -235,7 +236,7 @@ def distill_edf(
     """
     experts, device = Experts.open(config.experts), best_device()
     experts.require(data, config.max_start - 1 + config.expert_epochs, "edf")
-    members = class_members(data.train_labels, len(data.classes), ipc)
+    members = class_members(data, ipc)
     generator, train = torch.Generator().manual_seed(config.seed), data.train_images.to(device)
     own = torch.arange(len(data.classes), device=device).repeat_interleave(ipc)
 

@@ -323,7 +323,7 @@ def _train(task: _Task, numbers: Sequence[int], report: Report) -> None:
             raise FloatingPointError(f"experts: weights are not finite after epoch {epoch + 1}; lower learning_rate")
         for file, row, velocity in zip(files, weights, optimizer.velocity, strict=True):
             file.add(epoch + 1, row, velocity if config.momentum else None)
-        report((epoch + 1 - done) * len(numbers))
+        report((epoch + 1) * len(numbers))
     test, test_labels = task.batches(test=True), task.data.test_labels.to(task.device)
     for file, row in zip(files, weights, strict=True):
         # A copy begins where a GPU reads fastest; the rows of a stack do not.
@@ -378,6 +378,7 @@ def train_experts(
     network = FlatNetwork(classes, channels, size, config.width, config.depth, config.precision)
     settings = config.model_dump(mode="json", exclude={"count"})
     about = {"dataset": data.dataset, "data": data.digest(), "config": settings, "code": code}
+    _discard_other(folder / MANIFEST, about)
     white = None
     if config.zca:
         facts = {"data": about["data"], "epsilon": config.zca_epsilon}
@@ -403,6 +404,20 @@ def train_experts(
     if all(task.file(number).complete() for number in range(config.count)):
         _write_manifest(task)
     return folder / MANIFEST
+
+
+def _discard_other(manifest: Path, about: dict[str, Any]) -> None:
+    """Remove the manifest of experts of other settings: it would vouch for those that take their places one by one."""
+    try:
+        found = json.loads(manifest.read_text())
+        found["config"].pop("count", None)
+        same = {key: found.get(key) for key in about} == about
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, AttributeError, TypeError):
+        same = False
+    if not same:
+        manifest.unlink()
 
 
 def _write_manifest(task: _Task) -> None:

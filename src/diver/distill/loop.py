@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diver import graphs
 from diver.pictures import save_grid
 from diver.progress import Progress
 from diver.sets import ValueRange
@@ -37,7 +38,9 @@ class Run:
         progress: Progress,
     ) -> None:
         self.method, self.state, self.generator, self.progress = method, dict(state), generator, progress
-        self.key = canonical_json([method, about, torch.__version__])
+        device = next(iter(self.state.values())).device
+        # Recorded steps draw weights on the device: a run that began without them does not go on with them.
+        self.key = canonical_json([method, about, torch.__version__, device.type, graphs.records(device)])
         self.folder = None if folder is None else Path(folder)
         self.done = 0
         self._saved = time.monotonic()

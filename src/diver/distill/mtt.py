@@ -60,7 +60,7 @@ def distill_mtt(
     experts, device = Experts.open(config.experts), best_device()
     experts.require(data, config.max_start - 1 + config.expert_epochs, "mtt")
     classes, scale, zca = len(data.classes), standard_range(data), experts.zca
-    members = class_members(data.train_labels, classes, ipc if config.init == "real" else 1)
+    members = class_members(data, ipc if config.init == "real" else 1)
     generator = torch.Generator().manual_seed(config.seed)
     first = first_images(data, ipc, config.init, members, generator)
     if zca and config.init == "real":

@@ -24,5 +24,5 @@ def distill_random(
     `progress` and `folder` are not used: it takes no time.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    chosen = draw_members(class_members(data.train_labels, len(data.classes), ipc), ipc, generator)
+    chosen = draw_members(class_members(data, ipc), ipc, generator)
     return distilled(data.standardised(data.train_images[chosen]), data, ipc, "random", config, code)

@@ -116,7 +116,7 @@ def distill_rded(
     teacher is missing, unresolved, of other classes or another image size.
     """
     classes, size = len(data.classes), data.train_images.shape[2]
-    members = class_members(data.train_labels, classes, 1)
+    members = class_members(data, 1)
     _check(data, members, ipc, config)
     trained, described = read_teacher("teacher", config.teacher, data)
     generator, device = torch.Generator().manual_seed(config.seed), best_device()

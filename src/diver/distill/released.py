@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+from torch.nn import functional as F
+
 from diver.config.distill import ReleasedConfig
 from diver.data.prepared import Prepared
 from diver.importers import import_set
@@ -26,11 +28,17 @@ def released_set(
     """
     standard = ValueRange.standardised(data.mean, data.std)
     settings = config.model_dump(mode="json", exclude={"seed", "path"})
-    found = import_set(config.path, data.dataset, data.classes, standard, ipc=ipc, **settings)
+    asked = {key: value for key, value in settings.items() if key != "size"}
+    found = import_set(config.path, data.dataset, data.classes, standard, ipc=ipc, **asked)
     made = found.distilled
+    if config.size:
+        size = (config.size, config.size)
+        images = F.interpolate(made.images, size, mode="bilinear", antialias=True, align_corners=False)
+        made = replace(made, images=images)
     if made.images.shape[1:] != data.train_images.shape[1:]:
         ours, theirs = list(data.train_images.shape[1:]), list(made.images.shape[1:])
-        raise SetError(f"{config.path}: images of {theirs}, and those of {data.dataset} are {ours}")
+        remedy = f"set `size: {ours[-1]}` to have them resized"
+        raise SetError(f"{config.path}: images of {theirs}, and those of {data.dataset} are {ours}; {remedy}")
     parameters = {**settings, "file": Path(config.path).name, "recorded": {}}
     if found.form == "own":
         chain = [{"method": step.method, "parameters": step.parameters, "seed": step.seed} for step in made.steps]

@@ -1,4 +1,4 @@
-"""ResNet-18 with the stem for small images; the width is free, so that it can be trained on a CPU."""
+"""ResNet-18 with any norm; the width is free, so that it can be trained on a CPU."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,9 +41,10 @@ def stages(width: int, blocks: int, norm: str, pooled: bool = False) -> nn.Seque
 
 
 class ResNet(nn.Module):
-    """Stem 3x3 of stride 1 without max-pooling, four stages of `blocks` basic blocks, global average pooling.
+    """A stem, four stages of `blocks` basic blocks, global average pooling.
 
-    `width` 64 and `blocks` 2 are ResNet-18. `stem_stride` 2 quarters the cost.
+    `width` 64 and `blocks` 2 are ResNet-18. stem: small, 3x3 of stride 1 without max-pooling (`stem_stride` 2 quarters
+    the cost), or large, the original's for ImageNet: 7x7 of stride 2 and max-pooling.
     Input float [N, channels, size, size], output float [N, classes].
     Instance normalisation by default, as in GLaD (Cazenavette et al. 2023), evaluation.
     """
@@ -57,9 +58,13 @@ class ResNet(nn.Module):
         blocks: int = 2,
         norm: str = "instance",
         stem_stride: int = 1,
+        stem: str = "small",
     ) -> None:
         super().__init__()
-        self.stem = nn.Sequential(*convolution(channels, width, 3, norm, stride=stem_stride))
+        if stem == "large":
+            self.stem = nn.Sequential(*convolution(channels, width, 7, norm, stride=2), nn.MaxPool2d(3, 2, 1))
+        else:
+            self.stem = nn.Sequential(*convolution(channels, width, 3, norm, stride=stem_stride))
         self.stages = stages(width, blocks, norm)
         self.classifier = nn.Linear(8 * width, classes)
 

@@ -15,7 +15,17 @@ from diver.config.report import UNSEEN_MEAN, PaperTable
 from diver.config.study import NONE, Study
 from diver.report.labels import Labels
 from diver.report.published import find
-from diver.report.statistics import LAST, LEVEL, UNSEEN, Cell, Interval, students_of, t_interval
+from diver.report.statistics import (
+    BEST,
+    LAST,
+    LEVEL,
+    UNSEEN,
+    Cell,
+    Interval,
+    reported_value,
+    students_of,
+    t_interval,
+)
 from diver.report.tables import DIVERGED, ROW_NAMES, Table, interval_text, number_text, protocol_lines
 from diver.study import SetCell, prepared_path, prior_path
 
@@ -23,7 +33,8 @@ NO_PUBLISHED = "no published number"
 ARCHITECTURE = "Architecture"
 COLUMNS = [
     *Cell._fields,
-    *("architecture", "ours", "low", "high", "seeds", "diverged", "why_missing", "students_missing"),
+    *("architecture", "ours", "low", "high", "seeds", "reported", "last", "best"),
+    *("diverged", "why_missing", "students_missing"),
     *("published_method", "published", "published_std", "published_source", "published_also"),
     *("difference", "agrees", "settings_that_differ"),
 ]
@@ -149,6 +160,7 @@ def paper_table(
 ) -> Table:
     """The table of the planned cells. `results`: the tidy table of students, of all or of some, or an empty one.
 
+    Ours is the accuracy that the protocol's papers report, the last or the best of all tests; both are in the data.
     Ours and the published number agree if the published mean lies in our interval. What a publication prints after
     its mean is shown but not used, for sources differ in what it is and of how many students. A cell with some of its
     seeds has the mean over those that all its architectures have. `root`: folder that the paths in the plan start from.
@@ -182,11 +194,16 @@ def paper_table(
 
 @dataclass(frozen=True)
 class _Ours:
+    """interval: of the accuracy that is reported; last, best: the means of both."""
+
     interval: Interval | None
     diverged: int
     why: str
     missing: str
     departures: str
+    reported: str = ""
+    last: float = math.nan
+    best: float = math.nan
 
 
 def _ours(results: pd.DataFrame, planned: Planned, root: Path) -> _Ours:
@@ -195,8 +212,13 @@ def _ours(results: pd.DataFrame, planned: Planned, root: Path) -> _Ours:
     rows = rows[rows["architecture"].isin(planned.members)] if len(rows) else rows
     if rows.empty:
         return _Ours(None, 0, planned.absent or _why_not_run(planned, root), "", planned.departures)
-    grid = rows.pivot_table(index="seed", columns="architecture", values=LAST, dropna=False)
-    grid = grid.reindex(index=list(planned.seeds), columns=list(planned.members))
+
+    def by_seed(value: str) -> pd.DataFrame:
+        found = rows.pivot_table(index="seed", columns="architecture", values=value, dropna=False)
+        return found.reindex(index=list(planned.seeds), columns=list(planned.members))
+
+    value = reported_value(rows)
+    grid = by_seed(value)
     complete = grid.dropna()
     missing = "; ".join(
         f"{name} seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))}"
@@ -208,7 +230,9 @@ def _ours(results: pd.DataFrame, planned: Planned, root: Path) -> _Ours:
     diverged = int(rows["diverged"].sum())
     if complete.empty:
         return _Ours(None, diverged, f"students missing: {missing}", missing, departures)
-    return _Ours(t_interval(complete.mean(axis=1)), diverged, "", missing, departures)
+    last, best = (float(by_seed(one).dropna().mean(axis=1).mean()) for one in (LAST, BEST))
+    reported = "best" if value == BEST else "last"
+    return _Ours(t_interval(complete.mean(axis=1)), diverged, "", missing, departures, reported, last, best)
 
 
 def _why_not_run(planned: Planned, root: Path) -> str:
@@ -224,6 +248,7 @@ def _record(planned: Planned, ours: _Ours, theirs: pd.DataFrame) -> dict[str, An
     values = [
         *planned.cell,
         *(planned.architecture, interval.mean, interval.low, interval.high, interval.n),
+        *(ours.reported, ours.last, ours.best),
         *(ours.diverged, ours.why, ours.missing, planned.method, mean),
         *(nothing if first is None else first["std"], NO_PUBLISHED if first is None else first["source"]),
         "; ".join(f"{one['mean']:g} ({one['source']})" for one in theirs.iloc[1:].to_dict("records")),
@@ -257,7 +282,9 @@ def _display(
     )
     text = ours.why
     if ours.interval is not None:
-        text = interval_text(ours.interval) + (f" {DIVERGED}{ours.diverged}" if ours.diverged else "")
+        text = interval_text(ours.interval)
+        text += f" (last {number_text(ours.last)})" if ours.reported == "best" else ""
+        text += f" {DIVERGED}{ours.diverged}" if ours.diverged else ""
         text += f" ({ours.interval.n} of {len(planned.seeds)} seeds)" if ours.interval.n < len(planned.seeds) else ""
     elif ours.diverged:
         text += f" {DIVERGED}{ours.diverged}"
@@ -279,9 +306,11 @@ def _display(
 def _legend(
     results: pd.DataFrame, plans: Sequence[Planned], data: Sequence[Mapping[str, Any]], labels: Labels
 ) -> list[str]:
+    best = any(row["reported"] == "best" for row in data)
+    which = "after the last epoch" + (" or, where that is in brackets, the best of all tests" if best else "")
     lines = [
-        f"Test accuracy in %. Ours: mean ± half width of the {100 * LEVEL:.0f} % t-interval over seeds, after the last "
-        "epoch. Published: mean ± what its source prints, with its source in brackets, the preferred one first.",
+        f"Test accuracy in %. Ours: mean ± half width of the {100 * LEVEL:.0f} % t-interval over seeds, {which}. "
+        "Published: mean ± what its source prints, with its source in brackets, the preferred one first.",
         "Agrees: the published mean lies in our interval. A wide interval agrees easily, and under other settings "
         "agreement is no reproduction.",
     ]

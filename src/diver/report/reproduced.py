@@ -8,7 +8,7 @@ import pandas as pd
 from diver.config.study import NONE
 from diver.report.labels import Labels
 from diver.report.published import ACCURACY, PublishedError
-from diver.report.statistics import LAST, t_interval
+from diver.report.statistics import reported_value, t_interval
 from diver.report.tables import Table, interval_text, number_text, protocol_lines, without_constant
 from diver.study import MATCHED, SetCell
 
@@ -53,7 +53,7 @@ def compare_published(
             ]
             if mine.empty:
                 continue
-            found = t_interval(mine[LAST].tolist())
+            found = t_interval(mine[reported_value(mine)].tolist())
             of_students = sorted({text for text in mine["departures"] if isinstance(text, str) and text})
             departed = "; ".join(filter(None, [departures[cell], *(f"students' {text}" for text in of_students)]))
             difference = found.mean - one["mean"]
@@ -80,8 +80,9 @@ def compare_published(
             "no published accuracy is of a method, dataset, IPC and architecture that students were trained for"
         )
     legend = [
-        f"Test accuracy in %. Ours: mean ± half width of the 95 % t-interval (students). Reproduced: at most {CLOSE:g} "
-        "points from the published mean under the published settings. The published spread is what its source prints.",
+        "Test accuracy in %, the last or the best of all tests as the protocol's papers report. Ours: mean ± half width "
+        f"of the 95 % t-interval (students). Reproduced: at most {CLOSE:g} points from the published mean under the "
+        "published settings. The published spread is what its source prints.",
         *protocol_lines(table),
         *(f"Source of published values: {source}." for source in dict.fromkeys(row["source"] for row in rows)),
     ]

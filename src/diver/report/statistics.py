@@ -143,6 +143,11 @@ def difference(
     return Difference(cell, reference, role, t_interval(per_seed), paired_p(per_seed), spread)
 
 
+def reported_value(rows: pd.DataFrame) -> str:
+    """The accuracy that the papers of the rows' protocol report: BEST of all tests, or LAST, also where they differ."""
+    return BEST if len(rows) and set(rows.get("reported", [])) == {"best"} else LAST
+
+
 def paired_p(differences: ArrayLike) -> float:
     """Two-sided p-value of the t-test that the mean of differences [n] is zero; NaN for n = 1.
 
