@@ -45,7 +45,7 @@ from diver.students.student import (
     activation_bytes,
     couples_images,
     flatten_parameters,
-    tested_at_once,
+    images_at_once,
 )
 from diver.students.student import test_accuracy as measure_accuracy
 from diver.tensorfile import read_tensors
@@ -407,8 +407,8 @@ def test_memory_is_bounded(data: StudentData) -> None:
         train_students(network, options, data32(data), used, [0], quiet, memory_gb=0.01)
     # 12 GB would be the activations of 250 images of a ConvNet-6 at 224 pixels.
     convnet6 = activation_bytes(create("convnet-6", 10, 3, 224), torch.zeros(1, 3, 224, 224))
-    assert 1 <= tested_at_once(convnet6, "cpu") * convnet6 <= 2**30 < 250 * convnet6
-    assert tested_at_once(10, "cpu") == 250
+    assert 1 <= images_at_once(convnet6, "cpu") * convnet6 <= 2**30 < 250 * convnet6
+    assert images_at_once(10, "cpu") == 250
 
 
 @pytest.mark.parametrize("name", ["glad-eval", "dc-eval", "hard-idc", "soft-rded"])

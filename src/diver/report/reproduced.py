@@ -80,9 +80,9 @@ def compare_published(
             "no published accuracy is of a method, dataset, IPC and architecture that students were trained for"
         )
     legend = [
-        "Test accuracy in %, the last or the best of all tests as the protocol's papers report. Ours: mean ± half width "
-        f"of the 95 % t-interval (students). Reproduced: at most {CLOSE:g} points from the published mean under the "
-        "published settings. The published spread is what its source prints.",
+        "Test accuracy in %, the last or the best of all tests as the protocol's papers report. Ours: mean ± half "
+        f"width of the 95 % t-interval (students). Reproduced: at most {CLOSE:g} points from the published mean under "
+        "the published settings. The published spread is what its source prints.",
         *protocol_lines(table),
         *(f"Source of published values: {source}." for source in dict.fromkeys(row["source"] for row in rows)),
     ]

@@ -37,7 +37,7 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=device.type == "cpu")
 
 
-def tested_at_once(each: int, device: str) -> int:
+def images_at_once(each: int, device: str) -> int:
     """Images that are tested at once. each: `activation_bytes` of the network."""
     return max(1, min(TEST_BATCH[device], TEST_BYTES[device] // each))
 
@@ -140,7 +140,7 @@ class Student:
         self.accuracies: list[float] = []
         self.loss, self.diverged, self.seconds = float("nan"), False, 0.0
         each, device = activation_bytes(network, data.floats(data.images[:1])), data.images.device.type
-        self.tested = tested_at_once(each, device)
+        self.tested = images_at_once(each, device)
         self.part = protocol.batch if self.coupled else max(1, min(protocol.batch, PART_BYTES[device] // each))
 
     @property

@@ -25,7 +25,7 @@ from diver.students.student import (
     Student,
     activation_bytes,
     couples_images,
-    tested_at_once,
+    images_at_once,
 )
 from diver.students.together import train_together
 from diver.tensorfile import canonical_json
@@ -45,8 +45,11 @@ def students_at_once(
     parameters = sum(p.numel() for p in network.parameters()) * 4
     each, device = activation_bytes(network, data.floats(data.images[:1].cpu())), data.images.device.type
     batch = min(protocol.batch, len(data.images))
-    held = each * batch if couples_images(network) else min(each * batch, max(PART_BYTES[device], each))
-    tested = each * tested_at_once(each, device)
+    # A GPU keeps the memory of each recorded step, and the last batch of an epoch has one of its own.
+    sizes = [batch, len(data.images) % batch] if device == "cuda" else [batch]
+    most = each * batch if couples_images(network) else max(PART_BYTES[device], each)
+    held = sum(min(each * size, most) for size in sizes)
+    tested = each * images_at_once(each, device)
     # Processes on a CPU test while others train; on a GPU one student at a time is tested, beside the recorded steps.
     student, shared = BUFFERS * parameters, 0
     if device == "cpu":
