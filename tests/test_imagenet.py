@@ -170,6 +170,17 @@ def flat_val(files: Files) -> Files:
     return train | {f"val/{name}": content for name, content in flat(files).items()}
 
 
+def tiny(files: Files) -> Files:
+    """Folders of pictures within those of the classes, beside boxes; labels of the flat test pictures with theirs."""
+    found = {}
+    for name, content in files.items():
+        split, wnid, picture = name.split("/")
+        found[f"train/{wnid}/images/{picture}" if split == "train" else f"val/images/{picture}"] = content
+        found[f"train/{wnid}/{wnid}_boxes.txt"] = b""
+    listed = "".join(f"{name}.JPEG\t{wnid}\t0\t32\t44\t62\n" for name, wnid in labels(files).items())
+    return {**found, "val/val_annotations.txt": listed.encode(), "wnids.txt": b"", "test/images/test_0.JPEG": jpeg(5)}
+
+
 def inside(files: Files) -> Files:
     return {f"toy-128/{name}": content for name, content in files.items()}
 
@@ -184,6 +195,7 @@ PLACES: dict[str, Callable[[Files], Files]] = {
     "archives, val.txt": lambda f: {**official(f), "val.txt": val_txt(f)},
     "archives, devkit": lambda f: {**official(f), "ILSVRC2012_devkit_t12.tar.gz": tar(devkit(f), "w:gz")},
     "flat val, devkit's files": lambda f: {**flat_val(f), **devkit(f)},
+    "Tiny ImageNet's": lambda f: {f"tiny-imagenet-200/{name}": content for name, content in tiny(f).items()},
     "tar of folders": lambda f: {"toy-128.tar": tar(inside(f))},
     "tgz of folders": lambda f: {"toy2-160.tgz": tar(inside(f), "w:gz")},
 }

@@ -9,6 +9,7 @@ A split is looked for in this order, and taken from the first place that has any
 |                                                      | `ILSVRC2012_img_val.tar`, flat, with a list of labels        |
 | any tar or tgz with `.../train/<wnid>/*.JPEG`        | any tar or tgz with `.../val/<wnid>/*.JPEG`                  |
 
+In a class's folder and in a flat `val/` the pictures may lie in a folder `images/`, as Tiny ImageNet's do.
 Pictures of an archive are read from their places in it. A gzipped one has no places to jump to, so it is
 decompressed once into a temporary file that no directory lists and that is gone when the process is.
 """
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import IO
 
 from diver.data.layouts import LayoutError, archive_errors
-from diver.data.truth import Truth, read_truth
+from diver.data.truth import ANNOTATIONS, Truth, read_truth
 
 # ILSVRC/Data/CLS-LOC/train/ below the folder that the user names.
 DEPTH = 3
@@ -100,7 +101,9 @@ def gather(root: Path, classes: Sequence[str], scratch: Path, stack: ExitStack) 
         take("train", _class_folders(folder, wanted, stack), folder)
     for folder in seen.splits["val"]:
         take("val", _class_folders(folder, wanted, stack), folder)
-    flat = [(folder, list(_loose(folder))) for folder in seen.splits["val"]] if "val" not in found.origin else []
+    flat = []
+    if "val" not in found.origin:
+        flat = [(folder, list(_loose(_inner(folder)))) for folder in seen.splits["val"]]
     for path in _named(seen.archives, TRAIN_TAR):
         if "train" not in found.origin:
             take("train", _tar_of_tars(path, wanted, stack), path)
@@ -109,7 +112,8 @@ def gather(root: Path, classes: Sequence[str], scratch: Path, stack: ExitStack) 
     flat = [(where, pictures) for where, pictures in flat if pictures]
     if flat:
         where, pictures = flat[0]
-        truth = read_truth(seen.files)
+        beside = [folder / ANNOTATIONS for folder in seen.splits["val"] if (folder / ANNOTATIONS).is_file()]
+        truth = read_truth([*seen.files, *beside])
         take("val", _by_truth(pictures, truth, wanted, where, found.faults), where)
     for path in seen.archives:
         if path.name not in (TRAIN_TAR, VAL_TAR) and len(found.origin) < 2 and not found.faults:
@@ -167,12 +171,17 @@ def _loose(folder: Path) -> Iterator[Picture]:
                 yield Picture(entry.name, place, 0, entry.stat().st_size)
 
 
+def _inner(folder: Path) -> Path:
+    """Where the pictures of a folder lie."""
+    return inner if (inner := folder / "images").is_dir() else folder
+
+
 def _class_folders(folder: Path, wanted: set[str], stack: ExitStack) -> Split:
     """`<wnid>/` and `<wnid>.tar` of a split's folder; an empty one is a class without pictures."""
     found: Split = {}
     for wnid in sorted(wanted):
         if (folder / wnid).is_dir():
-            found[wnid] = list(_loose(folder / wnid))
+            found[wnid] = list(_loose(_inner(folder / wnid)))
         elif (path := folder / f"{wnid}.tar").is_file():
             found[wnid] = _flat_tar(path, stack)
     return found

@@ -1,4 +1,4 @@
-"""Labels of ImageNet's validation pictures, which its official archive holds without class folders."""
+"""Labels of ImageNet's validation pictures, which its official archive, and Tiny ImageNet's, hold without folders."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from pathlib import Path
 from diver.data.layouts import LayoutError, archive_errors
 from diver.data.subsets import imagenet
 
-SOLUTION, LIST = "LOC_val_solution.csv", "val.txt"
+SOLUTION, LIST, ANNOTATIONS = "LOC_val_solution.csv", "val.txt", "val_annotations.txt"
 IDS, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 
 
@@ -30,6 +30,8 @@ def read_truth(files: Sequence[Path]) -> Truth | None:
             return Truth(_solution(path), path)
         if path := named.get(LIST):
             return Truth(_list(path), path)
+        if path := named.get(ANNOTATIONS):
+            return Truth(_annotations(path), path)
         if (path := named.get(IDS)) and META in named:
             return Truth(_devkit(path.read_text(), named[META].read_bytes()), path)
         if path := next((p for p in files if "devkit" in p.name and p.suffix in (".gz", ".tgz", ".tar")), None):
@@ -53,6 +55,12 @@ def _list(path: Path) -> dict[str, str]:
             name, label = line.split()
             found[Path(name).stem] = label if label.startswith("n") else imagenet()[int(label)]
     return found
+
+
+def _annotations(path: Path) -> dict[str, str]:
+    """Tiny ImageNet's: a picture, its wnid and its box on each line."""
+    lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    return {Path(line[0]).stem: line[1] for line in lines}
 
 
 def _devkit(numbers: str, meta: bytes) -> dict[str, str]:
