@@ -3,15 +3,15 @@
 #
 #     make gpu [DC_PEER=checkout] [MTT_PEER=checkout] [GPU_HOURS=3]
 #
-# The tests of the GPU first, then speed (students, distillers, recovery), networks on all training images, and stage 1 at
-# its published settings, with GPU_HOURS divided among its runs. What each prints goes to results/gpu/NAME.txt too. What fails or does not end in its
-# time is said, and the next one starts; the exit code is 1 then.
+# The tests of the GPU first, then speed (students, distillers, recovery), networks on all training images, and stage 1
+# at its published settings, with GPU_HOURS divided among its runs. What each prints goes to results/gpu/NAME.txt too.
+# What fails or does not end in its time is said, and the next one starts; the exit code is 1 then.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
 out=results/gpu
 prepared=data/prepared/cifar10.safetensors
-share=$((${GPU_HOURS:-3} * 3600 / 16))
+share=$(awk "BEGIN { print int(${GPU_HOURS:-3} * 3600 / 16) }")
 failed=0
 mkdir -p "$out"
 

@@ -584,6 +584,14 @@ def test_bad_prepared_files(tmp_path: Path) -> None:
 # Specifications
 
 
+def test_files_of_a_dataset_with_fewer_classes_are_refused(tmp_path: Path, run: Run) -> None:
+    """CIFAR-10's files have the names that CIFAR-100's might be looked for under."""
+    folder = lay(tmp_path / "mine", as_binary(splits(3)))
+    assert "images of 3 classes, and toy has 4: files of another dataset?" in run.error(
+        spec(classes=("a", "b", "c", "d")), folder
+    )
+
+
 def test_shipped_specifications() -> None:
     assert {p.stem for p in SPECS} >= {"cifar10", "fashion-mnist"}
     for path in SPECS:

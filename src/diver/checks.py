@@ -73,7 +73,7 @@ def check_study(raw: dict[str, Any], source: str, root: Path = Path(), planning:
             faults.append(f"datasets: {error}")
     missing: list[str] = []
     if study is not None:
-        faults += dict.fromkeys(_faults(study, datasets, root))
+        faults += [line for line in dict.fromkeys(_faults(study, datasets, root)) if line not in faults]
         missing = list(dict.fromkeys(_missing(study, datasets, root)))
     if study is None or faults or (missing and not planning):
         raise refusal(source, [*faults, *missing])
@@ -120,29 +120,40 @@ def _faults(study: Study, datasets: dict[str, DatasetSpec], root: Path) -> Itera
 def _network_faults(study: Study, datasets: dict[str, DatasetSpec]) -> Iterator[str]:
     """Networks and augmentations that do not take the images of a dataset, and protocols that do not say its IPCs."""
     for dataset, spec in datasets.items():
-        protocol = study.students_at(dataset).protocol
+        own, protocol = study.students_of.get(dataset), study.students_at(dataset).protocol
+        parts = ("protocol", "architectures")
+        of = {key: f"students_of.{dataset}" if getattr(own, key, None) is not None else "students" for key in parts}
         if protocol.augmentation in COLOURED and spec.channels != 3:
             yield (
-                f"students.protocol.augmentation: {protocol.augmentation!r} is for 3 channels, and {dataset} has "
-                f"{spec.channels}; take another, as crop_flip"
+                f"{of['protocol']}.protocol.augmentation: {protocol.augmentation!r} is for 3 channels, and {dataset} "
+                f"has {spec.channels}; take another, as crop_flip"
             )
         for key in ("epochs", "batch"):
             for ipc in study.ipcs(dataset):
                 try:
-                    by_ipc(getattr(protocol.at(len(spec.classes)), key), ipc, f"students.protocol.{key}")
+                    by_ipc(getattr(protocol.at(len(spec.classes)), key), ipc, f"{of['protocol']}.protocol.{key}")
                 except ValueError as fault:
-                    yield f"{fault} for {dataset}"
+                    yield str(fault)
         asked: dict[str, tuple[str, dict[str, Any]]] = {
-            f"students.architectures.{name}": (one.network, one.options)
+            f"{of['architectures']}.architectures.{name}": (one.network, one.options)
             for name, one in study.students_at(dataset).architectures.items()
         }
         teacher = study.teacher_at(dataset)
         if teacher is not None and teacher.network is not None and teacher.source == "trained":
-            asked["teacher"] = (teacher.network, teacher.options)
+            key = f"teacher_of.{dataset}" if dataset in study.teacher_of else "teacher"
+            asked[key] = (teacher.network, teacher.options)
         for stage1, made in study.distill.items():
             for ipc in (ipc for name, ipc in study.places(made) if name == dataset):
-                depth = made.at(dataset, ipc).get("depth")
-                asked |= {} if depth is None else {f"distill.{stage1}": ("convnet", {"depth": depth})}
+                try:
+                    settings = made.at(dataset, ipc)
+                except ValueError:
+                    # Told by the study itself.
+                    continue
+                if (depth := settings.get("depth")) is not None:
+                    asked[f"distill.{stage1}"] = ("convnet", {"depth": depth})
+                if (name := settings.get("experts")) in study.all_experts():
+                    depth = study.all_experts()[name].at(dataset)["depth"]
+                    asked[f"experts.{name}"] = ("convnet", {"depth": depth})
         for key, (network, options) in asked.items():
             try:
                 check_options(network, options, spec.size)

@@ -232,6 +232,8 @@ def export_dcbench(distilled: DistilledSet, out_dir: str | Path, method: str | N
         labels = exported.soft_labels.softmax(1)
     known = DCBENCH[distilled.dataset]
     folder = Path(out_dir) / _FOLDERS[chosen] / known.name / f"IPC{exported.ipc}"
+    if Path(out_dir).is_file():
+        raise ExportError(f"{out_dir} is a file: give a folder")
     _check_folder(folder, "dcbench")
     files = _dcbench_files(chosen, known.name, exported.ipc, exported.images.contiguous(), labels)
     return _write(folder, files, {**_meta("dcbench", distilled, exported, known), "method": chosen})

@@ -268,7 +268,7 @@ def evaluate(
     threads: ThreadsOption = None,
     teacher: TeacherOption = None,
     csv: Annotated[
-        Path | None, typer.Option(help="Write a row for each student to this file; what is killed then goes on.")
+        Path | None, typer.Option(help="Write a row per student to this file, and go on there after a kill.")
     ] = None,
     json_: Json = False,
     dataset: DatasetOption = None,

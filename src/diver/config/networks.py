@@ -70,6 +70,12 @@ class ResNetOptions(Options):
     stem_stride: PositiveInt = 1
     stem: Literal["small", "large"] = "small"
 
+    @model_validator(mode="after")
+    def _one_stem(self) -> Self:
+        if self.stem == "large" and self.stem_stride != 1:
+            raise ValueError("stem_stride is of the small stem: leave it out with stem large")
+        return self
+
     def least(self) -> int:
         return 32 if self.stem == "large" else 8 * self.stem_stride
 

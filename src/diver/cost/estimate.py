@@ -258,7 +258,7 @@ class Estimate:
                 macs = network_cost(one.network, one.options, spec)[0]
                 own = self._student(students.protocol, images, ipc, tests, macs, len(spec.classes))
                 if students.protocol.labels == "teacher":
-                    epochs = by_ipc(students.protocol.epochs, ipc, "students.protocol.epochs")
+                    epochs = by_ipc(students.protocol.at(len(spec.classes)).epochs, ipc, "students.protocol.epochs")
                     own += epochs * images * self._teacher(dataset, phase)
                 phase.add(len(students.seeds) * own, students.protocol.precision)
                 phase.stored += len(students.seeds) * ROW
@@ -266,7 +266,7 @@ class Estimate:
             spec, students = self.datasets[made.dataset], self.study.students_at(made.dataset)
             if students.protocol.labels != "replay":
                 continue
-            epochs = by_ipc(students.protocol.epochs, made.ipc, "students.protocol.epochs")
+            epochs = by_ipc(students.protocol.at(len(spec.classes)).epochs, made.ipc, "students.protocol.epochs")
             seen = epochs * made.ipc * len(spec.classes)
             scales = [MATCHED] + [AS_PUBLISHED] * (made.stage2 in students.as_published.get(made.stage1, []))
             for _ in scales:

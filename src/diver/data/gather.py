@@ -103,7 +103,7 @@ def gather(root: Path, classes: Sequence[str], scratch: Path, stack: ExitStack) 
         take("val", _class_folders(folder, wanted, stack), folder)
     flat = []
     if "val" not in found.origin:
-        flat = [(folder, list(_loose(_inner(folder)))) for folder in seen.splits["val"]]
+        flat = [(folder, _held(folder)) for folder in seen.splits["val"]]
     for path in _named(seen.archives, TRAIN_TAR):
         if "train" not in found.origin:
             take("train", _tar_of_tars(path, wanted, stack), path)
@@ -171,9 +171,10 @@ def _loose(folder: Path) -> Iterator[Picture]:
                 yield Picture(entry.name, place, 0, entry.stat().st_size)
 
 
-def _inner(folder: Path) -> Path:
-    """Where the pictures of a folder lie."""
-    return inner if (inner := folder / "images").is_dir() else folder
+def _held(folder: Path) -> list[Picture]:
+    """The pictures of a folder, or of the folder `images` in one that has none itself."""
+    found, inner = list(_loose(folder)), folder / "images"
+    return list(_loose(inner)) if not found and inner.is_dir() else found
 
 
 def _class_folders(folder: Path, wanted: set[str], stack: ExitStack) -> Split:
@@ -181,7 +182,7 @@ def _class_folders(folder: Path, wanted: set[str], stack: ExitStack) -> Split:
     found: Split = {}
     for wnid in sorted(wanted):
         if (folder / wnid).is_dir():
-            found[wnid] = list(_loose(_inner(folder / wnid)))
+            found[wnid] = _held(folder / wnid)
         elif (path := folder / f"{wnid}.tar").is_file():
             found[wnid] = _flat_tar(path, stack)
     return found

@@ -32,6 +32,10 @@ def prepare(spec: DatasetSpec, raw: str | Path, source: str = "") -> Prepared:
     for split in (train, test):
         if split.labels.max(initial=0) >= len(spec.classes):
             raise ContentError(f"{source}: label {split.labels.max()} with {len(spec.classes)} classes")
+    if (held := len(np.unique(train.labels))) < len(spec.classes):
+        raise ContentError(
+            f"{source}: images of {held} classes, and {spec.name} has {len(spec.classes)}: files of another dataset?"
+        )
     _check_batches(spec, train, test, source)
     prepared = Prepared(
         train_images=_padded(train.images, spec.padding),

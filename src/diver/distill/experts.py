@@ -417,7 +417,8 @@ def _discard_other(manifest: Path, about: dict[str, Any]) -> None:
     except (ValueError, KeyError, AttributeError, TypeError):
         same = False
     if not same:
-        manifest.unlink()
+        # Another job may have seen the same.
+        manifest.unlink(missing_ok=True)
 
 
 def _write_manifest(task: _Task) -> None:

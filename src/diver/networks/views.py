@@ -46,8 +46,9 @@ class Operation(Protocol):
 
 @lru_cache
 def _constant(numbers: tuple[Any, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Kept because bringing numbers to a GPU waits for it."""
-    return torch.tensor(numbers, device=device, dtype=dtype)
+    """Kept because bringing numbers to a GPU waits for it; fit for gradients, whatever it is first asked for."""
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, device=device, dtype=dtype)
 
 
 def _per_channel(numbers: Sequence[float], images: Tensor) -> Tensor:

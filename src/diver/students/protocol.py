@@ -139,8 +139,8 @@ class StudentResult:
 
     `accuracy_last` is of the tested weights (averaged ones, if the protocol averages) after the last epoch.
     `accuracy_best` is the largest over all tested epochs and thereby looks at the test set. A student whose loss
-    stopped being finite is `diverged`: its training ended there and its accuracy is that of the weights as they then
-    stood. `seconds` is wall time, not reproducible.
+    or weights stopped being finite is `diverged`: its training ended there and its accuracy is that of the weights as
+    they then stood. `seconds` is wall time, not reproducible.
     """
 
     seed: int

@@ -24,10 +24,10 @@ from diver.workers import keep_freed_memory
 
 # On a CPU small enough that activations stay in the cache of one core, on a GPU large enough to fill it; and what the
 # activations of such a batch may take, counted as training keeps them, which is more than testing does.
-TEST_BATCH, TEST_BYTES = {"cpu": 250, "cuda": 2000}, {"cpu": 1 << 30, "cuda": 4 << 30}
+TEST_BATCH, TEST_BYTES = {"cpu": 250, "cuda": 2000}, {"cpu": 1 << 30, "cuda": 1 << 30}
 # A step's images are passed through the network in parts whose activations fit this, which bounds memory; smaller
 # parts measured no faster on a CPU.
-PART_BYTES = {"cpu": 512 << 20, "cuda": 4 << 30}
+PART_BYTES = {"cpu": 512 << 20, "cuda": 2 << 30}
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -65,9 +65,12 @@ def activation_bytes(network: nn.Module, image: Tensor) -> int:
     """Bytes that a forward pass keeps for the backward pass, per image; `image` is float32 [1, C, H, W]."""
     parameters = {p.data_ptr() for p in network.parameters()}
     kept: dict[int, int] = {}
+    alive: list[Tensor] = []
 
     def count(tensor: Tensor) -> None:
-        # Returns nothing to keep: a tensor would keep the graph, and with it what it was made on, for ever.
+        # Returns nothing to keep: a tensor would keep the graph, and with it what it was made on, for ever. They live
+        # until all are counted, or one would take the place, and the address, of another.
+        alive.append(tensor)
         if tensor.data_ptr() not in parameters:
             kept[tensor.data_ptr()] = max(tensor.numel() * tensor.element_size(), kept.get(tensor.data_ptr(), 0))
 
@@ -199,7 +202,9 @@ class Student:
         if protocol.labels == "replay" and data.replay is not None:
             for number in range(data.replay.batches):
                 answer = data.replay.answered(self.epoch, number)
-                x = self.augment.apply(self.pixels(answer.index), answer.view)
+                # In the order of the answers, also where the set is one batch.
+                images = data.images[answer.index.to(data.images.device, non_blocking=True)]
+                x = self.augment.apply(data.floats(images), answer.view)
                 logits = answer.logits.to(x.device, non_blocking=True)
                 yield answer.mix.apply(x), F.softmax(logits / protocol.temperature, 1)
             return
