@@ -87,8 +87,12 @@ def test_released_set_of_another_kind_is_refused(data: Prepared, file: Path) -> 
     with pytest.raises(SetError, match=r"released\.pt: 2 images per class, and IPC 10"):
         METHODS["released"](data, 10, ReleasedConfig(path=str(file)))
     larger = replace(data, train_images=torch.zeros(60, 3, 16, 16, dtype=torch.uint8))
-    with pytest.raises(SetError, match="16, 16"):
+    with pytest.raises(SetError, match=r"16, 16.*set `size: 16` to have them resized"):
         METHODS["released"](larger, 2, ReleasedConfig(path=str(file)))
+    made = METHODS["released"](larger, 2, ReleasedConfig(path=str(file), size=16))
+    assert made.images.shape == (6, 3, 16, 16) and made.steps[0].parameters["size"] == 16
+    with pytest.raises(SetError, match="path is not given"):
+        METHODS["released"](data, 2, ReleasedConfig())
 
 
 def test_recorded_and_ours_stand_side_by_side() -> None:

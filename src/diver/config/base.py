@@ -24,6 +24,6 @@ def nearest(name: str, valid: list[str]) -> str:
 def first_fault(error: ValidationError) -> str:
     """The first fault of a pydantic error in one line: where, what, and the value that it found."""
     fault = error.errors(include_url=False)[0]
-    where = ".".join(map(str, fault["loc"]))
+    where = f"{'.'.join(map(str, fault['loc']))}: " if fault["loc"] else ""
     found = f" (found {fault['input']!r})" if isinstance(fault["input"], (str, int, float)) else ""
-    return " ".join(f"{where}: {fault['msg']}{found}".split())[:300]
+    return " ".join(f"{where}{fault['msg']}{found}".split())[:300]

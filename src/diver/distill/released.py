@@ -26,6 +26,8 @@ def released_set(
     accuracies as fractions. `ipc` counts images as they are in the source, before `config.factor` cuts them. `folder`
     is not used. Raises SetError naming the file if it is damaged, or of another IPC or shape.
     """
+    if not config.path:
+        raise SetError("released: path is not given; name the released file or folder")
     standard = ValueRange.standardised(data.mean, data.std)
     settings = config.model_dump(mode="json", exclude={"seed", "path"})
     asked = {key: value for key, value in settings.items() if key != "size"}
