@@ -62,7 +62,7 @@ def peer_module(checkout: str, name: str) -> Any:
         sys.path.pop(0)
 
 
-def same_weights(checkout: str, ipc: int) -> tuple[Any, nn.Module, ConvNet]:
+def same_weights(checkout: str, ipc: int) -> tuple[Any, Any, ConvNet]:
     """The peer's utils, its network and ours."""
     peer = peer_module(checkout, "utils")
     theirs, own = (

@@ -43,7 +43,7 @@ def peer_accuracies(arguments: argparse.Namespace, distilled: DistilledSet, data
 
     if not torch.cuda.is_available():
         # The checkout moves constants to a GPU when it is imported.
-        torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign,assignment]
+        torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
     sys.path.insert(0, arguments.peer)
     import utils_szy as peer  # the checkout's own module
 

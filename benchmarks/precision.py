@@ -39,7 +39,7 @@ def apart(found: Tensor, wanted: Tensor) -> float:
 
 def of_dc(data: Prepared) -> None:
     classes, generator = len(data.classes), torch.Generator().manual_seed(0)
-    members = class_members(data.train_labels, classes, 10)
+    members = class_members(data, 10)
     channels, size = data.train_images.shape[1:3]
     network = dc.fresh_network(DCConfig(), classes, channels, size, seed=1)
     _of_dc("a fresh network", data, network, members, generator)
@@ -73,7 +73,7 @@ def _of_dc(title: str, data: Prepared, network: ConvNet, members: list[Tensor], 
 def of_mtt(data: Prepared, experts: Experts, seeds: int) -> None:
     augment, classes = DSA(), len(data.classes)
     experts.require(data, EPOCHS, "mtt")
-    members = class_members(data.train_labels, classes, 1)
+    members = class_members(data, 1)
     real = first_images(data, 1, "real", members, torch.Generator().manual_seed(0))
     if experts.zca:
         real = experts.zca.whiten(standard_range(data).to_unit(real))

@@ -51,8 +51,8 @@ def random_data(ipc: int, tests: int, device: torch.device) -> StudentData:
     torch.manual_seed(0)
     labels, test_labels = torch.arange(CLASSES).repeat_interleave(ipc), torch.arange(tests) % CLASSES
     images, test_images = torch.randn(len(labels), 3, SIZE, SIZE), torch.randn(tests, 3, SIZE, SIZE)
-    tensors = [tensor.to(device) for tensor in (images, labels, test_images, test_labels)]
-    return StudentData(*tensors, classes=CLASSES, mean=(0.5,) * 3, std=(0.25,) * 3)
+    images, labels, test_images, test_labels = (t.to(device) for t in (images, labels, test_images, test_labels))
+    return StudentData(images, labels, test_images, test_labels, CLASSES, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 def run_ours(name: str, used: StudentProtocol, seeds: list[int], data: StudentData, cores: int) -> list[float]:
