@@ -56,7 +56,14 @@ def process(script: str, *arguments: object) -> subprocess.Popen[str]:
     )
 
 
-HOLD = "import sys; from diver.gpu import take; print(*take(int(sys.argv[1]), lambda line: 0), flush=True); input()"
+# What a shell starts in the background ignores SIGINT, and so does all that it starts.
+HOLD = """
+    import signal, sys
+    from diver.gpu import take
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    print(*take(int(sys.argv[1]), lambda line: 0), flush=True)
+    input()
+"""
 
 # Each turn in a process of its own, as a job is; what it had and when is a line of the record.
 TURNS = """
