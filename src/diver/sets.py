@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
+from torch.nn import functional as F
 
 from diver.config.base import first_fault
 from diver.tensorfile import TensorFileError, canonical_json, read_tensors, tensors_digest, write_tensors
@@ -271,6 +272,11 @@ def read_header(header: dict[str, Any], path: str | Path) -> DistilledSet:
     return DistilledSet(
         torch.empty(0), known.dataset, known.classes, known.ipc, known.value_range, labels=None, steps=known.steps
     )
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Float images [N, C, H, W] as [N, C, size, size], bilinear with anti-aliasing."""
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
 def learned_rate(distilled: DistilledSet) -> float | None:

@@ -56,17 +56,16 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dic
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        try:
-            part.touch()
-            mode = part.stat().st_mode
-            # From the tensors' own memory; the library makes files that only their owner reads.
-            save_file(plain, part, {KEY: canonical_json(metadata)})
-        except SafetensorError as error:
-            raise OSError(errno.EIO, str(error), str(path)) from error
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from error
+        part.touch()
+        mode = part.stat().st_mode
+        # From the tensors' own memory; the library makes files that only their owner reads.
+        save_file(plain, part, {KEY: canonical_json(metadata)})
         part.chmod(mode)
         os.replace(part, path)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(path)) from error
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         part.unlink(missing_ok=True)
 

@@ -230,9 +230,8 @@ def convert(
     from dataclasses import replace
 
     import torch
-    from torch.nn import functional as F
 
-    from diver.sets import SYMMETRIC, UNIT, Step
+    from diver.sets import SYMMETRIC, UNIT, Step, resized
 
     writable(out, set_file)
     if value_range is None and size is None and ipc is None:
@@ -247,8 +246,7 @@ def convert(
         found = replace(found, images=found.images[rows], labels=labels, soft_labels=soft, ipc=ipc)
         changes["ipc"] = ipc
     if size is not None and list(found.images.shape[-2:]) != [size, size]:
-        images = F.interpolate(found.images, (size, size), mode="bilinear", antialias=True, align_corners=False)
-        found = replace(found, images=images)
+        found = replace(found, images=resized(found.images, size))
         changes["size"] = size
     if value_range is not None:
         known(value_range, RANGES[1:], "--value-range")

@@ -1,8 +1,8 @@
 """Settings of the evaluation: which students are trained, and by which protocol (`config.protocols`)."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from diver.config.augment import VIEWS
 from diver.config.base import Model
@@ -18,12 +18,15 @@ def _check_options(network: str, options: dict[str, Any]) -> None:
         raise Faults([f"options.{line}" for line in found.lines]) from None
 
 
-def different(seeds: list[int]) -> list[int]:
-    """The seeds, if no two are the same student."""
+def _different(seeds: list[int]) -> list[int]:
     twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
     if twice:
         raise ValueError(f"seed {', '.join(map(str, twice))} is given twice, which is the same student again")
     return seeds
+
+
+# No two are the same student.
+Seeds = Annotated[list[int], Field(min_length=1), AfterValidator(_different)]
 
 
 class Architecture(Model):
@@ -72,20 +75,15 @@ class FullData(Model):
     """The ceiling of the tables: the same students on the whole training set."""
 
     protocol: Protocol = Field(protocol("full-data"), description="A protocol that a whole training set bears.")
-    seeds: list[int] | None = Field(None, min_length=1, description="Seeds; the students' when left out.")
+    seeds: Seeds | None = Field(None, description="Seeds; the students' when left out.")
     learning_rate: dict[str, float] = Field({}, description="Peak rate by architecture, instead of the protocol's.")
-
-    @field_validator("seeds")
-    @classmethod
-    def _different(cls, seeds: list[int] | None) -> list[int] | None:
-        return None if seeds is None else different(seeds)
 
 
 class Students(Model):
     """The evaluation of every set."""
 
     protocol: Protocol = Field(protocol(), description="How a student is trained and tested.")
-    seeds: list[int] = Field([0, 1, 2, 3, 4], min_length=1, description="One student per seed.")
+    seeds: Seeds = Field([0, 1, 2, 3, 4], description="One student per seed.")
     architectures: dict[str, Architecture] = Field(description="Students by short name.")
     full_data: FullData | None = Field(None, description="Train the students on all training images too.")
     replay_seed: int = Field(42, description="Seed of the views that a teacher answers once for all (labels: replay).")
@@ -103,11 +101,6 @@ class Students(Model):
         description="Stage-2 entries by stage-1 entry whose sets are trained a second time as the published evaluation "
         "does: stored values unconverted beside standardised test images.",
     )
-
-    @field_validator("seeds")
-    @classmethod
-    def _different(cls, seeds: list[int]) -> list[int]:
-        return different(seeds)
 
     @field_validator("protocol")
     @classmethod

@@ -15,7 +15,7 @@ from diver.config.mending import Faults, fault_lines, mended
 from diver.config.prior import PriorChoice
 from diver.config.protocols import Protocol, by_ipc
 from diver.config.report import TABLE_NAME, UNSEEN_MEAN, Report
-from diver.config.students import Architecture, Students, Teacher
+from diver.config.students import Architecture, Seeds, Students, Teacher
 
 NONE = "none"
 # Names that stand for something in paths and tables.
@@ -222,7 +222,7 @@ class StudentsDeparture(Model):
     """How the evaluation differs for one dataset; what is left out is the study's."""
 
     protocol: Protocol | None = Field(None, description="How a student is trained and tested.")
-    seeds: list[int] | None = Field(None, min_length=1, description="One student per seed.")
+    seeds: Seeds | None = Field(None, description="One student per seed.")
     architectures: dict[str, Architecture] | None = Field(None, description="Students by short name.")
     as_published: dict[str, list[str]] | None = Field(None, description="As of the study's students.")
     full_data: bool = Field(True, description="Whether the study's `full_data` is for this dataset too.")

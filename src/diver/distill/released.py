@@ -3,13 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-from torch.nn import functional as F
-
 from diver.config.distill import ReleasedConfig
 from diver.data.prepared import Prepared
 from diver.importers import import_set
 from diver.progress import Progress
-from diver.sets import LEARNED_RATE, DistilledSet, SetError, Step, ValueRange
+from diver.sets import LEARNED_RATE, DistilledSet, SetError, Step, ValueRange, resized
 
 
 def released_set(
@@ -34,9 +32,7 @@ def released_set(
     found = import_set(config.path, data.dataset, data.classes, standard, ipc=ipc, **asked)
     made = found.distilled
     if config.size:
-        size = (config.size, config.size)
-        images = F.interpolate(made.images, size, mode="bilinear", antialias=True, align_corners=False)
-        made = replace(made, images=images)
+        made = replace(made, images=resized(made.images, config.size))
     if made.images.shape[1:] != data.train_images.shape[1:]:
         ours, theirs = list(data.train_images.shape[1:]), list(made.images.shape[1:])
         remedy = f"set `size: {ours[-1]}` to have them resized"

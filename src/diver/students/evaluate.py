@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from diver.config.augment import COLOURED, VIEWS
 from diver.config.protocols import Protocol
@@ -15,7 +14,7 @@ from diver.config.students import Architecture
 from diver.data.prepared import Prepared
 from diver.networks.weights import Trained
 from diver.progress import Progress, reporter
-from diver.sets import DistilledSet, ValueRange, learned_rate
+from diver.sets import DistilledSet, ValueRange, learned_rate, resized
 from diver.students.inputs import StudentData, StudentError
 from diver.students.protocol import StudentProtocol, StudentResult, student_protocol
 from diver.students.replay import Replay, record_answers
@@ -36,7 +35,7 @@ def student_images(distilled: DistilledSet, data: Prepared, matched: bool) -> Te
     images = distilled.in_range(target).images if matched else distilled.images
     if images.shape[-1] == size:
         return images
-    return F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return resized(images, size)
 
 
 def _check_images(distilled: DistilledSet, data: Prepared) -> int:
