@@ -22,7 +22,7 @@ from diver import cli
 from diver.cli import common
 from diver.cli.files import EIGHT_BIT, EXPORTED, IMPORTED
 from diver.cli.reading import guessed_dataset
-from diver.cli.students import QUICK_EPOCHS, reduced
+from diver.cli.students import QUICK_EPOCHS, Accuracies, compared, comparison_table, reduced
 from diver.config import distill, recover
 from diver.config.protocols import PRESETS, Protocol, by_ipc, protocol
 from diver.data.prepared import Prepared
@@ -499,6 +499,8 @@ def test_sets_are_compared_by_pairs_of_the_same_seed(
     assert [(one["set"], one["network"]) for one in found["differences_to_the_first"]] == [
         (name, net) for name in "BC" for net in ("vit", "convnet", "mean")
     ]
+    best = [row["accuracy_best"] for row in alone if row["architecture"] == "vit"]
+    assert (found["accuracies"]["B"]["vit"]["best"], found["accuracies"]["B"]["vit"]["diverged"]) == (best, 0)
     for one in found["differences_to_the_first"]:
         a, b = accuracies["A"][one["network"]], accuracies[one["set"]][one["network"]]
         np.testing.assert_allclose(one["differences"], np.subtract(b, a))
@@ -529,6 +531,20 @@ def test_sets_are_compared_by_pairs_of_the_same_seed(
         "(Holm)",
     ]
     assert len({len(line) for line in shown[3:7]}) == 1
+
+
+def test_best_and_diverged_stand_beside_the_last_accuracy() -> None:
+    rows = [
+        {"accuracy_last": last, "accuracy_best": best, "diverged": last == 10}
+        for last, best in ((10.0, 18.0), (20.0, 22.0))
+    ]
+    one = Accuracies.of(rows)
+    assert str(one).endswith(" (20.0) †1") and str(one).startswith("15.0 ± ")
+    both = Accuracies.averaged([one, Accuracies([30.0, 30.0], [30.0, 32.0], 0)])
+    assert (both.last, both.best, both.diverged) == ([20.0, 25.0], [24.0, 27.0], 1)
+    found = {name: {"vit": one, "convnet": one, "mean": one} for name in "AB"}
+    shown = comparison_table(found, compared(found), {"vit": "ViT", "convnet": "ConvNet", "mean": "mean"})
+    assert "4 in all" in shown.splitlines()[-1]
 
 
 def test_single_seed_has_no_interval(

@@ -106,6 +106,8 @@ def test_recorded_and_ours_stand_side_by_side() -> None:
     assert (row["architecture"], row["recorded_n"], row["ours_n"]) == ("resnet", 3, 3)
     assert row["recorded"] == pytest.approx(31) and row["difference"] == pytest.approx(mean - 31)
     assert 0 < row["p"] <= 1
+    assert row["best"] == pytest.approx(ours.loc[ours.architecture == "resnet", "accuracy_best"].mean())
+    assert made.display["ours"].iloc[0].endswith(f" (best {row['best']:.1f}) (3)")
     none_yet = compare_recorded(table[table.ipc == 1], [(cell, recorded)], {"resnet": "resnet18-dd"}, LABELS)
     assert none_yet.data.empty and none_yet.display.empty
     text = to_markdown(made)

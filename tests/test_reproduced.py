@@ -27,6 +27,9 @@ def test_a_row_says_ours_theirs_the_difference_and_what_departs() -> None:
     made = compare_published(table, published(one + 1.9, ten), {"dm": "dm"}, departures, LABELS)
     assert made.data["difference"].tolist() == pytest.approx([-1.9, 0])
     assert made.data["n"].tolist() == [3, 3]
+    best = mine[mine.ipc == 1]["accuracy_best"].mean()
+    assert made.data["best"].iloc[0] == pytest.approx(best)
+    assert made.display["ours"].iloc[0].endswith(f" (best {best:.1f})")
     # Equal by chance under other settings is no reproduction.
     assert made.data["reproduced"].tolist() == [True, False]
     assert made.display["reproduced"].tolist() == ["yes", "settings differ"]
@@ -35,6 +38,17 @@ def test_a_row_says_ours_theirs_the_difference_and_what_departs() -> None:
     assert any("a source" in line for line in made.legend)
     short = compare_published(make_table(), published(one), {"dm": "dm"}, departures, LABELS)
     assert short.data["departures"].tolist() == ["students' epochs=50; batch=25"] and not short.data["reproduced"].any()
+
+
+def test_best_of_all_tests_is_compared_where_it_is_reported_and_diverged_students_are_marked() -> None:
+    table = make_table().assign(departures="", reported="best")
+    mine = (table.stage1 == "dm") & (table.stage2 == "none") & (table.architecture == "convnet") & (table.ipc == 1)
+    table.loc[mine & (table.seed == 0), "diverged"] = True
+    last, best = table.loc[mine, "accuracy_last"].mean(), table.loc[mine, "accuracy_best"].mean()
+    made = compare_published(table, published(best), {"dm": "dm"}, {SetCell("cifar10", 1, "dm"): ""}, LABELS)
+    assert made.data["ours"].iloc[0] == pytest.approx(best)
+    assert made.display["ours"].iloc[0].endswith(f" (last {last:.1f}) †1")
+    assert any("1 in all" in line for line in made.legend)
 
 
 def test_what_has_no_students_yet_has_no_row() -> None:

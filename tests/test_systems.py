@@ -429,7 +429,7 @@ def students(values: Sequence[tuple[str, str, int, float]]) -> pd.DataFrame:
                 {
                     **{"dataset": "cifar10", "ipc": 1, "stage1": stage1, "stage2": stage2, "scale": "matched"},
                     **{"architecture": architecture, "role": role, "seed": seed, "diverged": False},
-                    **{"accuracy_last": accuracy + shift, "accuracy_best": accuracy + shift, "protocol": "p"},
+                    **{"accuracy_last": accuracy + shift, "accuracy_best": accuracy + shift + 1, "protocol": "p"},
                     **{"quirks": "", "reported": "last", "departures": ""},
                 }
             )
@@ -466,7 +466,11 @@ def test_table_of_systems_has_differences_costs_and_published_numbers(tmp_path: 
     assert rows.loc[("d4m", "none"), "seconds_per_image"] == pytest.approx(2)
     assert rows.loc[("d4m", "none"), "preparation_per_class"] == pytest.approx(3)
     assert np.isnan(rows.loc[("d4m", "none"), "shared_per_class"])
+    assert rows.loc[("d4m", "none"), "unseen_best_peeking_at_test_mean"] == pytest.approx(26)
     shown = table.display.set_index(["Set", "Stage 2"])
+    assert shown.loc[("D4M", ""), "unseen mean"].endswith(" (26.0)")
+    diverged = systems(students(values).assign(diverged=True), labels, **arguments)
+    assert "(26.0) †3" in diverged.display.to_string() and any("18 in all" in line for line in diverged.legend)
     assert shown.loc[("D4M", ""), "published"] == "30.0 ± 0.5 (R18, soft)"
     assert shown.loc[("D4M", ""), "s per image"] == "2.00"
     assert shown.loc[("D4M", ""), "shared preparation, s per class"] == "n/a"

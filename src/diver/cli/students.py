@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean as mean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -249,10 +250,37 @@ def _architecture(name: str, of_study: "dict[str, Architecture]") -> "Architectu
     return Architecture(network=name, label=name)
 
 
-def _interval(rows: Sequence[Row]) -> "Interval":
-    from diver.report.statistics import LAST, t_interval
+@dataclass(frozen=True)
+class Accuracies:
+    """Of the students of a set and network, or of the networks' mean within each seed: percent [n], by seed."""
 
-    return t_interval([row[LAST] for row in rows])
+    last: list[float]
+    best: list[float]
+    diverged: int
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> "Accuracies":
+        from diver.report.statistics import BEST, LAST
+
+        return cls([row[LAST] for row in rows], [row[BEST] for row in rows], sum(row["diverged"] for row in rows))
+
+    @classmethod
+    def averaged(cls, several: "Sequence[Accuracies]") -> "Accuracies":
+        last, best = (
+            [mean(seed) for seed in zip(*values, strict=True)]
+            for values in ([one.last for one in several], [one.best for one in several])
+        )
+        return cls(last, best, sum(one.diverged for one in several))
+
+    def interval(self) -> "Interval":
+        from diver.report.statistics import t_interval
+
+        return t_interval(self.last)
+
+    def __str__(self) -> str:
+        from diver.report.tables import diverged_text, interval_text
+
+        return f"{interval_text(self.interval())} ({mean(self.best):.1f})" + diverged_text(self.diverged)
 
 
 def evaluate(
@@ -305,11 +333,10 @@ def evaluate(
         return
     table = [("network", "accuracy, %", "(best)", "seeds")]
     for name, of_network in found.items():
-        best = sum(row["accuracy_best"] for row in of_network) / len(of_network)
-        diverged = sum(row["diverged"] for row in of_network)
-        note = f"{len(of_network)} seeds" + (f", {diverged} diverged" if diverged else "")
+        one = Accuracies.of(of_network)
+        note = f"{len(of_network)} seeds" + (f", {one.diverged} diverged" if one.diverged else "")
         label = evaluation.architectures[name].label
-        table.append((label, interval_text(_interval(of_network)), f"({best:.1f})", note))
+        table.append((label, interval_text(one.interval()), f"({mean(one.best):.1f})", note))
     print(aligned(table))
     print(f"mean ± half width of the 95 % t-interval over seeds, best of {rows[0]['tests']} tests in parentheses")
     print(evaluation.note())
@@ -326,28 +353,28 @@ class Comparison:
     p_holm: float = math.nan
 
 
-Accuracies = dict[str, dict[str, list[float]]]
+BySet = dict[str, dict[str, Accuracies]]
 
 
-def accuracies(sets: "dict[str, DistilledSet]", evaluation: Evaluation) -> Accuracies:
-    """Set -> network -> accuracy in percent of each seed, and the networks' mean within each seed."""
-    from diver.report.statistics import LAST
-
-    found: Accuracies = {}
+def accuracies(sets: "dict[str, DistilledSet]", evaluation: Evaluation) -> BySet:
+    """Set -> network -> accuracies, and the networks' mean."""
+    found: BySet = {}
     for name, one in sets.items():
-        found[name] = {net: [row[LAST] for row in rows] for net, rows in evaluation.rows(one, f"{name}, ").items()}
+        found[name] = {net: Accuracies.of(rows) for net, rows in evaluation.rows(one, f"{name}, ").items()}
         if len(found[name]) > 1:
-            found[name][MEAN] = [sum(seed) / len(seed) for seed in zip(*found[name].values(), strict=True)]
+            found[name][MEAN] = Accuracies.averaged(list(found[name].values()))
     return found
 
 
-def compared(found: Accuracies) -> list[Comparison]:
+def compared(found: BySet) -> list[Comparison]:
     """Each other set with the first, network by network; all p-values are corrected together by Holm."""
     from diver.report.statistics import holm, paired_p
 
     first, *others = found
     pairs = [(name, net) for name in others for net in found[first]]
-    values = [[a - b for a, b in zip(found[name][net], found[first][net], strict=True)] for name, net in pairs]
+    values = [
+        [a - b for a, b in zip(found[name][net].last, found[first][net].last, strict=True)] for name, net in pairs
+    ]
     p = [paired_p(one) for one in values]
     return [
         Comparison(*pair, one, *both)
@@ -359,10 +386,10 @@ def _p(value: float) -> str:
     return "n/a" if math.isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def comparison_table(found: Accuracies, comparisons: Sequence[Comparison], labels: dict[str, str]) -> str:
-    """A row for each network: each set's mean and half width, then each difference to the first and its p."""
+def comparison_table(found: BySet, comparisons: Sequence[Comparison], labels: dict[str, str]) -> str:
+    """A row for each network: each set's accuracies, then each difference to the first and its p."""
     from diver.report.statistics import t_interval
-    from diver.report.tables import interval_text
+    from diver.report.tables import diverged_lines, interval_text
 
     first, *others = found
     head = ["network", *found]
@@ -370,14 +397,15 @@ def comparison_table(found: Accuracies, comparisons: Sequence[Comparison], label
         head += [f"{name} - {first}", "p", "p (Holm)"]
     rows = [head]
     for net in found[first]:
-        row = [labels[net], *(interval_text(t_interval(of_set[net])) for of_set in found.values())]
+        row = [labels[net], *(str(of_set[net]) for of_set in found.values())]
         for one in (one for one in comparisons if one.network == net):
             row += [interval_text(t_interval(one.differences), signed=True), _p(one.p), _p(one.p_holm)]
         rows.append(row)
-    return aligned(rows)
+    diverged = sum(one.diverged for of_set in found.values() for net, one in of_set.items() if net != MEAN)
+    return "\n".join([aligned(rows), *diverged_lines(diverged)])
 
 
-def _comparison_json(found: Accuracies, comparisons: Sequence[Comparison]) -> dict[str, Any]:
+def _comparison_json(found: BySet, comparisons: Sequence[Comparison]) -> dict[str, Any]:
     """Accuracies and differences as JSON has them: what a single seed does not have is null."""
     from diver.report.statistics import t_interval
 
@@ -388,7 +416,13 @@ def _comparison_json(found: Accuracies, comparisons: Sequence[Comparison]) -> di
         return None if math.isnan(value) else value
 
     means = {
-        name: {net: {"accuracies": v, "mean": sum(v) / len(v), "half_width": half(v)} for net, v in of_set.items()}
+        name: {
+            net: {
+                **{"accuracies": one.last, "mean": mean(one.last), "half_width": half(one.last)},
+                **{"best": one.best, "diverged": one.diverged},
+            }
+            for net, one in of_set.items()
+        }
         for name, of_set in found.items()
     }
     differences = [
@@ -396,7 +430,7 @@ def _comparison_json(found: Accuracies, comparisons: Sequence[Comparison]) -> di
             "set": one.set,
             "network": one.network,
             "differences": one.differences,
-            "mean": sum(one.differences) / len(one.differences),
+            "mean": mean(one.differences),
             "half_width": half(one.differences),
             "p": number(one.p),
             "p_holm": number(one.p_holm),
@@ -466,8 +500,8 @@ def compare(
         print(f"{name}: {path}, IPC {sets[name].ipc}" + (f"; PSNR to {letters[0]}: {alike:.1f} dB" if alike else ""))
     print(comparison_table(found, comparisons, evaluation.labels()))
     print(
-        f"accuracy in % of {len(evaluation.seeds)} seeds: mean ± half width of the 95 % t-interval; differences paired "
-        "by seed, p of the paired t-test, corrected over the table by Holm"
+        f"accuracy in % of {len(evaluation.seeds)} seeds: mean ± half width of the 95 % t-interval, best test in "
+        "parentheses; differences paired by seed, p of the paired t-test, corrected over the table by Holm"
     )
     print(evaluation.note())
 

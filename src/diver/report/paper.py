@@ -26,7 +26,16 @@ from diver.report.statistics import (
     students_of,
     t_interval,
 )
-from diver.report.tables import DIVERGED, ROW_NAMES, Table, interval_text, number_text, protocol_lines
+from diver.report.tables import (
+    OTHER,
+    ROW_NAMES,
+    Table,
+    diverged_lines,
+    diverged_text,
+    number_text,
+    protocol_lines,
+    reported_text,
+)
 from diver.study import SetCell, prepared_path, prior_path
 
 NO_PUBLISHED = "no published number"
@@ -282,12 +291,10 @@ def _display(
     )
     text = ours.why
     if ours.interval is not None:
-        text = interval_text(ours.interval)
-        text += f" (last {number_text(ours.last)})" if ours.reported == "best" else ""
-        text += f" {DIVERGED}{ours.diverged}" if ours.diverged else ""
+        text = reported_text(ours.interval, ours.reported, ours.last, ours.best, ours.diverged)
         text += f" ({ours.interval.n} of {len(planned.seeds)} seeds)" if ours.interval.n < len(planned.seeds) else ""
-    elif ours.diverged:
-        text += f" {DIVERGED}{ours.diverged}"
+    else:
+        text += diverged_text(ours.diverged)
     numbers = []
     for one in theirs.to_dict("records"):
         spread = "" if pd.isna(one["std"]) else f" ± {one['std']:g}"
@@ -306,18 +313,16 @@ def _display(
 def _legend(
     results: pd.DataFrame, plans: Sequence[Planned], data: Sequence[Mapping[str, Any]], labels: Labels
 ) -> list[str]:
-    best = any(row["reported"] == "best" for row in data)
-    which = "after the last epoch" + (" or, where that is in brackets, the best of all tests" if best else "")
     lines = [
-        f"Test accuracy in %. Ours: mean ± half width of the {100 * LEVEL:.0f} % t-interval over seeds, {which}. "
+        f"Test accuracy in %. Ours: mean ± half width of the {100 * LEVEL:.0f} % t-interval over seeds, of the "
+        f"accuracy that the protocol's papers report; {OTHER}. "
         "Published: mean ± what its source prints, with its source in brackets, the preferred one first.",
         "Agrees: the published mean lies in our interval. A wide interval agrees easily, and under other settings "
         "agreement is no reproduction.",
     ]
     if any(row["why_missing"] for row in data):
         lines.append("A cell without a number of ours says why.")
-    if diverged := sum(row["diverged"] for row in data):
-        lines.append(f"{DIVERGED}k: k of the students diverged ({diverged} in all); they count as measured.")
+    lines += diverged_lines(sum(row["diverged"] for row in data))
     partial = [row for row in data if row["students_missing"]]
     for row in partial:
         where = f"{row['dataset']}, IPC {row['ipc']}, {row['stage1']} + {row['stage2']}, {row['architecture']}"

@@ -12,11 +12,22 @@ from diver.config.networks import RECORDED
 from diver.config.study import NONE
 from diver.report.labels import Labels
 from diver.report.record import chain
-from diver.report.statistics import LAST, t_interval
-from diver.report.tables import Table, interval_text, number_text, protocol_lines, without_constant
+from diver.report.statistics import BEST, LAST, t_interval
+from diver.report.tables import (
+    Table,
+    diverged_lines,
+    interval_text,
+    number_text,
+    protocol_lines,
+    reported_text,
+    without_constant,
+)
 from diver.study import MATCHED, SetCell
 
-COLUMNS = ["dataset", "ipc", "stage1", "architecture", "recorded", "recorded_n", "ours", "ours_n", "difference", "p"]
+COLUMNS = [
+    *("dataset", "ipc", "stage1", "architecture", "recorded", "recorded_n", "ours", "ours_n", "difference", "p"),
+    *("best", "diverged"),
+]
 
 
 def recorded_accuracies(path: str | Path) -> dict[str, list[float]]:
@@ -58,13 +69,14 @@ def compare_recorded(
                 unmatched.add(name)
                 continue
             theirs = [100 * value for value in fractions]
-            found = mine.loc[mine.architecture == architecture, LAST].tolist()
-            if not found:
+            students = mine[mine.architecture == architecture]
+            if students.empty:
                 continue
+            found, best, diverged = students[LAST].tolist(), float(students[BEST].mean()), int(students.diverged.sum())
             several = min(len(theirs), len(found)) > 1
             p = float(stats.ttest_ind(theirs, found, equal_var=False).pvalue) if several else math.nan
             means = sum(theirs) / len(theirs), sum(found) / len(found)
-            values = [means[0], len(theirs), means[1], len(found), means[1] - means[0], p]
+            values = [means[0], len(theirs), means[1], len(found), means[1] - means[0], p, best, diverged]
             names = [cell.dataset, cell.ipc, cell.stage1, architecture]
             rows.append(dict(zip(COLUMNS, [*names, *values], strict=True)))
             display.append(
@@ -74,14 +86,16 @@ def compare_recorded(
                     "Set": labels.stage1.get(cell.stage1, cell.stage1),
                     "Architecture": name,
                     "recorded": f"{interval_text(t_interval(theirs))} ({len(theirs)})",
-                    "ours": f"{interval_text(t_interval(found))} ({len(found)})",
+                    "ours": f"{reported_text(t_interval(found), 'last', means[1], best, diverged)} ({len(found)})",
                     "difference": number_text(means[1] - means[0], signed=True),
                     "Welch's p": "" if math.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001",
                 }
             )
     legend = [
         "Test accuracy in %: mean ± half width of the 95 % t-interval (number of evaluations). Recorded: what the "
-        "released file says of the same images.",
+        "released file says of the same images. Ours: after the last epoch, beside the mean of each student's best "
+        "test, which is chosen with the test images in sight.",
+        *diverged_lines(sum(row["diverged"] for row in rows)),
         *protocol_lines(table),
     ]
     if unmatched:

@@ -8,14 +8,24 @@ import pandas as pd
 from diver.config.study import NONE
 from diver.report.labels import Labels
 from diver.report.published import ACCURACY, PublishedError
-from diver.report.statistics import reported_value, t_interval
-from diver.report.tables import Table, interval_text, number_text, protocol_lines, without_constant
+from diver.report.statistics import BEST, LAST, reported_value, t_interval
+from diver.report.tables import (
+    OTHER,
+    Table,
+    diverged_lines,
+    number_text,
+    protocol_lines,
+    reported_text,
+    without_constant,
+)
 from diver.study import MATCHED, SetCell
 
 # Points within which an accuracy counts as reproduced.
 CLOSE = 2.0
-COLUMNS = ["dataset", "ipc", "stage1", "architecture", "published", "source", "ours", "half_width", "n", "difference",
-           "reproduced", "departures"]  # fmt: skip
+COLUMNS = [
+    *("dataset", "ipc", "stage1", "architecture", "published", "source", "ours", "half_width", "n", "difference"),
+    *("reported", "last", "best", "diverged", "reproduced", "departures"),
+]
 
 
 def compare_published(
@@ -53,13 +63,16 @@ def compare_published(
             ]
             if mine.empty:
                 continue
-            found = t_interval(mine[reported_value(mine)].tolist())
+            value = reported_value(mine)
+            found, reported = t_interval(mine[value].tolist()), "best" if value == BEST else "last"
+            last, best, diverged = float(mine[LAST].mean()), float(mine[BEST].mean()), int(mine["diverged"].sum())
             of_students = sorted({text for text in mine["departures"] if isinstance(text, str) and text})
             departed = "; ".join(filter(None, [departures[cell], *(f"students' {text}" for text in of_students)]))
             difference = found.mean - one["mean"]
             close = abs(difference) <= CLOSE and not departed
             values = [dataset, cell.ipc, stage1, architecture, one["mean"], one["source"]]
-            values += [found.mean, found.half_width, found.n, difference, close, departed]
+            values += [found.mean, found.half_width, found.n, difference]
+            values += [reported, last, best, diverged, close, departed]
             rows.append(dict(zip(COLUMNS, values, strict=True)))
             spread = "" if pd.isna(one["std"]) else f" ± {one['std']:.1f}"
             display.append(
@@ -69,7 +82,8 @@ def compare_published(
                     "Method": labels.stage1.get(stage1, stage1),
                     "Architecture": one["architecture"],
                     "published": f"{one['mean']:.1f}{spread}",
-                    "ours": f"{interval_text(found)} ({found.n})",
+                    "ours": reported_text(found, reported, last, best, diverged),
+                    "students": str(found.n),
                     "difference": number_text(difference, signed=True),
                     "reproduced": "yes" if close else "settings differ" if departed else "no",
                     "settings that differ (published)": departed,
@@ -80,9 +94,10 @@ def compare_published(
             "no published accuracy is of a method, dataset, IPC and architecture that students were trained for"
         )
     legend = [
-        "Test accuracy in %, the last or the best of all tests as the protocol's papers report. Ours: mean ± half "
-        f"width of the 95 % t-interval (students). Reproduced: at most {CLOSE:g} points from the published mean under "
+        "Test accuracy in %. Ours: mean ± half width of the 95 % t-interval over students, of the accuracy that the "
+        f"protocol's papers report; {OTHER}. Reproduced: at most {CLOSE:g} points from the published mean under "
         "the published settings. The published spread is what its source prints.",
+        *diverged_lines(sum(row["diverged"] for row in rows)),
         *protocol_lines(table),
         *(f"Source of published values: {source}." for source in dict.fromkeys(row["source"] for row in rows)),
     ]

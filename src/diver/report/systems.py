@@ -11,24 +11,22 @@ import pandas as pd
 from diver.config.study import NONE
 from diver.report.labels import Labels
 from diver.report.statistics import (
-    LAST,
     LEVEL,
     PROXY,
     UNSEEN,
     Cell,
     cells,
     compare,
-    seed_means,
     stage1_pairs,
     students_of,
-    t_interval,
 )
 from diver.report.tables import (
     MISSING,
     NOT_DISTINGUISHABLE,
     Table,
+    accuracy,
     difference_text,
-    interval_text,
+    diverged_lines,
     protocol_lines,
     without_constant,
 )
@@ -101,9 +99,7 @@ def systems(
         for role, name in ((UNSEEN, "unseen mean"), (PROXY, "proxy")):
             some = students[students["role"] == role]
             if len(some):
-                interval = t_interval(seed_means(some, LAST))
-                texts[name] = interval_text(interval)
-                numbers.update({f"{role}_{key}": getattr(interval, key) for key in ("mean", "low", "high", "n")})
+                texts[name] = accuracy(some, role, numbers)
             texts[f"Δ {role}"], found = difference_text(differences, cell, role)
             numbers |= {f"difference_{role}_{key}": found[key] for key in KEPT if found}
         cost = costs.get(SetCell(cell.dataset, cell.ipc, cell.stage1, cell.stage2))
@@ -166,7 +162,9 @@ def _legend(table: pd.DataFrame, labels: Labels, control: str | None, difference
     against = f"; systems with {labels.stage1.get(control, control)}" if control is not None else ""
     lines = [
         f"Test accuracy in % after the last epoch: mean ± half width of the {100 * LEVEL:.0f} % t-interval over "
-        f"{seeds} seed{'' if seeds == 1 else 's'}; the unseen mean is over architectures within a seed.",
+        f"{seeds} seed{'' if seeds == 1 else 's'}, in parentheses the mean of each student's best test, which is "
+        "chosen with the test images in sight; the unseen mean is over architectures within a seed.",
+        *diverged_lines(int(table["diverged"].sum())),
         *protocol_lines(table),
         "Δ: paired by seed and architecture, in percentage points: sets of stage 2 with the set they are made of"
         f"{against}.",

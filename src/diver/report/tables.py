@@ -35,6 +35,10 @@ DIVERGED = "†"
 MISSING = "n/a"
 # Says in every column name that the number was chosen with the test images in sight.
 BEST_NAME = "best_peeking_at_test"
+# For legends, of `reported_text`.
+OTHER = (
+    "in parentheses the other one: after the last epoch, or the best of all tests, chosen with the test images in sight"
+)
 ROW_NAMES = ("Dataset", "IPC", "Stage 1", "Stage 2")
 
 
@@ -186,22 +190,36 @@ def _accuracies(rows: pd.DataFrame, labels: Labels) -> tuple[dict[str, str], dic
         one = rows[rows["architecture"] == name]
         role = str(one["role"].iloc[0])
         column = labels.architecture.get(name, name) + (" (proxy)" if role == PROXY else "")
-        texts[column] = _accuracy(one, name, numbers)
+        texts[column] = accuracy(one, name, numbers)
     if (rows["role"] == UNSEEN).any():
-        texts["unseen mean"] = _accuracy(rows[rows["role"] == UNSEEN], "unseen", numbers)
+        texts["unseen mean"] = accuracy(rows[rows["role"] == UNSEEN], "unseen", numbers)
     numbers["students"] = len(rows)
     return texts, numbers
 
 
-def _accuracy(rows: pd.DataFrame, name: str, numbers: dict[str, Any]) -> str:
+def accuracy(rows: pd.DataFrame, name: str, numbers: dict[str, Any]) -> str:
+    """'31.2 ± 0.9 (31.8) †1': last accuracy of students, mean of their best, and how many diverged if any did.
+
+    Several architectures are averaged within a seed. The numbers go into `numbers` as NAME_last_mean and so on.
+    """
     intervals = {"last": t_interval(seed_means(rows, LAST)), BEST_NAME: t_interval(seed_means(rows, BEST))}
     for kind, interval in intervals.items():
         for key in ("mean", "low", "high"):
             numbers[f"{name}_{kind}_{key}"] = getattr(interval, key)
     diverged = int(rows["diverged"].sum())
     numbers[f"{name}_seeds"], numbers[f"{name}_diverged"] = intervals["last"].n, diverged
-    best = f" ({intervals[BEST_NAME].mean:.1f})"
-    return interval_text(intervals["last"]) + best + (f" {DIVERGED}{diverged}" if diverged else "")
+    return f"{interval_text(intervals['last'])} ({intervals[BEST_NAME].mean:.1f})" + diverged_text(diverged)
+
+
+def reported_text(interval: Interval, reported: str, last: float, best: float, diverged: int) -> str:
+    """'31.2 ± 0.9 (best 31.8)': the accuracy that a protocol's papers report, 'last' or 'best', beside the other."""
+    other = f"best {number_text(best)}" if reported == "last" else f"last {number_text(last)}"
+    return f"{interval_text(interval)} ({other})" + diverged_text(diverged)
+
+
+def diverged_text(count: int) -> str:
+    """' †2', or '' for none."""
+    return f" {DIVERGED}{count}" if count else ""
 
 
 def difference_text(differences: pd.DataFrame, cell: Cell, role: str) -> tuple[str, dict[str, Any]]:
@@ -233,9 +251,12 @@ def _legend(table: pd.DataFrame, labels: Labels) -> list[str]:
         lines.append(
             f"Unseen mean: average over {names} within a seed; its interval is over seeds, for these architectures."
         )
-    if (diverged := int(table["diverged"].sum())) > 0:
-        lines.append(f"{DIVERGED}k: k of the students diverged ({diverged} in all); they count as measured.")
-    return lines
+    return lines + diverged_lines(int(table["diverged"].sum()))
+
+
+def diverged_lines(count: int) -> list[str]:
+    """What the mark of diverged students means, if there are any."""
+    return [f"{DIVERGED}k: k of the students diverged ({count} in all); they count as measured."] if count else []
 
 
 def protocol_lines(table: pd.DataFrame) -> list[str]:
