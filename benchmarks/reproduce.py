@@ -7,8 +7,9 @@ compiled (or `--at-most` so many iterations), is ended, and what it has by then 
 published iterations were made. Students are those of the papers: ConvNet-3, five seeds, 1000 epochs with DSA's
 augmentation (`dc-eval`), for DC 300 without (`dc-eval-plain`); for sets of whitened images also on white ones, as MTT
 publishes them. Experts for MTT are trained as they are needed, fewer than published and only for as many epochs as MTT
-looks at, which is said too. Sets are written to a folder, for `diver evaluate` and the like. This is what a GPU does in
-minutes; `config/stage1.yaml` and `config/stage1-plain.yaml` are the whole.
+looks at; with yet fewer its students start earlier. All that is said too. Sets are written to a folder, for `diver
+evaluate` and the like. This is what a GPU does in minutes; `config/stage1.yaml` and `config/stage1-plain.yaml` are the
+whole.
 """
 
 import argparse
@@ -69,6 +70,9 @@ def settings_of(method: str, ipc: int, options: argparse.Namespace) -> Any:
     chosen = published(method, "cifar10", ipc)
     if method == "mtt":
         chosen["experts"] = str(experts_folder(chosen["experts"], options))
+        if (allowed := options.expert_epochs + 1 - chosen["expert_epochs"]) < chosen["max_start"]:
+            print(f"students start before epoch {allowed} of an expert; published: {chosen['max_start']}", flush=True)
+            chosen["max_start"] = allowed
     if "precision" in SETTINGS[method].model_fields:
         chosen["precision"] = options.precision
     return SETTINGS[method](**chosen)
