@@ -20,9 +20,10 @@ from scipy import stats
 
 from diver import cli
 from diver.cli import common
+from diver.cli.comparison import Accuracies, compared, comparison_table
+from diver.cli.evaluation import QUICK_EPOCHS, reduced
 from diver.cli.files import EIGHT_BIT, EXPORTED, IMPORTED
 from diver.cli.reading import guessed_dataset
-from diver.cli.students import QUICK_EPOCHS, Accuracies, compared, comparison_table, reduced
 from diver.config import distill, recover
 from diver.config.protocols import PRESETS, Protocol, by_ipc, protocol
 from diver.data.prepared import Prepared

@@ -6,10 +6,11 @@ from typing import Any
 import typer
 
 from diver.cli.common import UserError
+from diver.cli.comparison import compare
 from diver.cli.files import convert, export, forms, import_, info, show
 from diver.cli.native import synthesize
 from diver.cli.stages import distill, experts, judge, merge, methods, presets, recover
-from diver.cli.students import compare, evaluate, protocols, teach
+from diver.cli.students import evaluate, protocols, teach
 from diver.cli.studies import check, cost, report, schema
 
 app = typer.Typer(

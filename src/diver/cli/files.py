@@ -8,6 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diver.cli.common import Json, UserError, completed, known, mendable, print_json, span, writable
+from diver.cli.comparison import accuracy_lost
+from diver.cli.evaluation import (
+    ArchitectureOption,
+    ArchitecturesOption,
+    PreparedOption,
+    QuickOption,
+    SeedsOption,
+    ThreadsOption,
+    chosen_evaluation,
+)
 from diver.cli.reading import (
     RANGES,
     DatasetOption,
@@ -17,16 +27,6 @@ from diver.cli.reading import (
     import_found,
     read_any,
     read_set,
-)
-from diver.cli.students import (
-    ArchitectureOption,
-    ArchitecturesOption,
-    PreparedOption,
-    QuickOption,
-    SeedsOption,
-    ThreadsOption,
-    accuracy_lost,
-    chosen_evaluation,
 )
 
 if TYPE_CHECKING:
