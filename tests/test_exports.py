@@ -26,8 +26,6 @@ from torch import Tensor
 from diver import cli
 from diver.data.prepared import Prepared
 from diver.exports import (
-    DCBENCH,
-    DDRANKING,
     EXPORTS,
     ExportError,
     export_dcbench,
@@ -36,6 +34,7 @@ from diver.exports import (
     export_png,
     rounded,
 )
+from diver.exports.judges import DCBENCH, DDRANKING, _dcbench_files
 from diver.importers import import_set
 from diver.sets import SYMMETRIC, UNIT, DistilledSet, Step, ValueRange
 from diver.tensorfile import read_tensors
@@ -208,8 +207,6 @@ def test_dcbench_tiny_imagenet(tmp_path: Path) -> None:
     export_dcbench(make(**tiny, ipc=1, images=images, labels=torch.arange(200)), tmp_path, "dm")
     assert (tmp_path / "DM/tinyimagenet/IPC1/res_DM_tinyimagenet_ConvNetD4_1ipc.pt").is_file()
     labels = torch.arange(200).repeat_interleave(50)
-    from diver.exports import _dcbench_files
-
     parts = _dcbench_files("tm", "tinyimagenet", 50, torch.arange(10000.0), labels)
     assert list(parts)[:2] == ["images_best_0.pt", "labels_best_0.pt"] and len(parts) == 10
     assert torch.equal(torch.cat([parts[f"labels_best_{i}.pt"] for i in range(5)]), labels)
