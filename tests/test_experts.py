@@ -15,17 +15,10 @@ from torch.nn import functional as F
 
 from diver.config.distill import ExpertsConfig
 from diver.data.prepared import Prepared
+from diver.distill import expert_epochs
 from diver.distill import experts as module
-from diver.distill.experts import (
-    Experts,
-    ExpertsError,
-    Optimizer,
-    RecordedEpochs,
-    accuracy,
-    expert_path,
-    train_epoch,
-    train_experts,
-)
+from diver.distill.expert_epochs import Optimizer, RecordedEpochs, accuracy, train_epoch
+from diver.distill.experts import Experts, ExpertsError, expert_path, train_experts
 from diver.distill.flat import FlatNetwork
 from diver.distill.zca import MOST_VALUES, fit_whitening
 from diver.networks.augment import DSA
@@ -172,7 +165,7 @@ def test_recorded_steps_train_the_same_experts(
     data: Prepared, optimizer: str, together: int, acted_graphs: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two epochs with a smaller last batch; images of one, two and all steps at a time; with others and alone."""
-    monkeypatch.setattr(module, "TOGETHER", together)
+    monkeypatch.setattr(expert_epochs, "TOGETHER", together)
     config = ExpertsConfig(**TINY | {"optimizer": optimizer, "momentum": 0.9, "weight_decay": 0.01})
     network, images = FlatNetwork(3, 3, 16, 8, 2), data.standardised(data.train_images).double()
     first = torch.stack([network.initial(seed) for seed in range(3)]).double()
