@@ -108,3 +108,13 @@ class Students(Model):
         if chosen.labels == "replay" and chosen.augmentation not in VIEWS:
             raise ValueError(f"labels 'replay' stores views, so augmentation must be one of {', '.join(VIEWS)}")
         return chosen
+
+
+class StudentsDeparture(Model):
+    """How the evaluation differs for one dataset; what is left out is the study's."""
+
+    protocol: Protocol | None = Field(None, description="How a student is trained and tested.")
+    seeds: Seeds | None = Field(None, description="One student per seed.")
+    architectures: dict[str, Architecture] | None = Field(None, description="Students by short name.")
+    as_published: dict[str, list[str]] | None = Field(None, description="As of the study's students.")
+    full_data: bool = Field(True, description="Whether the study's `full_data` is for this dataset too.")
