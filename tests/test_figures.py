@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from tidy import LABELS, LADDER, make_table
 
-from diver.report import figures
+from diver.report import figures, galleries
 from diver.report.labels import Labels
 
 CLASSES = ("airplane", "automobile", "bird")
@@ -23,12 +23,12 @@ def pictures(seed: int, n: int = 6) -> np.ndarray:
 
 def draw_gallery(path: Path) -> tuple[Path, Path, Path]:
     labels = np.repeat(range(3), 2)
-    return figures.gallery({"stage-1 set": (pictures(0), labels), "DIVER": (pictures(1), labels)}, CLASSES, path)
+    return galleries.gallery({"stage-1 set": (pictures(0), labels), "DIVER": (pictures(1), labels)}, CLASSES, path)
 
 
 def draw_phases(path: Path) -> tuple[Path, Path, Path]:
     k = np.arange(49, -1, -1)
-    return figures.phases(pictures(2, 50), list(k), list(k * 20), (25, 40), path)
+    return galleries.phases(pictures(2, 50), list(k), list(k * 20), (25, 40), path)
 
 
 def with_ceiling(table: pd.DataFrame) -> pd.DataFrame:
@@ -62,17 +62,17 @@ def test_writes_all_formats_with_the_same_bytes_each_time(name: str, tmp_path: P
 def test_gallery_shows_the_first_image_of_each_class_enlarged_without_smoothing(tmp_path: Path) -> None:
     images = np.zeros((4, 3, 2, 2), dtype=np.float32)
     images[0, 0], images[2, 1], images[1], images[3] = 1, 1, 0.5, 0.5
-    png, *_ = figures.gallery({"row": (images, [0, 0, 1, 1])}, ("a", "b"), tmp_path / "g.png")
+    png, *_ = galleries.gallery({"row": (images, [0, 0, 1, 1])}, ("a", "b"), tmp_path / "g.png")
     shown = (imread(png)[..., :3] * 255).round().astype(int).reshape(-1, 3)
     counts = [int((shown == colour).all(axis=1).sum()) for colour in ([255, 0, 0], [0, 255, 0], [128, 128, 128])]
-    assert counts[:2] == [figures.IMAGE_PIXELS**2] * 2
+    assert counts[:2] == [galleries.IMAGE_PIXELS**2] * 2
     # Grey also occurs in the smoothed edges of letters, but not as a whole image.
-    assert counts[2] < figures.IMAGE_PIXELS
+    assert counts[2] < galleries.IMAGE_PIXELS
 
 
 def test_gallery_refuses_a_class_without_images(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no image of class b"):
-        figures.gallery({"row": (pictures(0), [0] * 6)}, ("a", "b"), tmp_path / "g.png")
+        galleries.gallery({"row": (pictures(0), [0] * 6)}, ("a", "b"), tmp_path / "g.png")
 
 
 def texts_of(figure: Figure) -> list[str]:
@@ -81,14 +81,14 @@ def texts_of(figure: Figure) -> list[str]:
 
 def test_phases_names_each_phase_over_its_own_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Figure] = []
-    monkeypatch.setattr(figures, "save", lambda figure, path: kept.append(figure) or (path, path))
+    monkeypatch.setattr(galleries, "save", lambda figure, path: kept.append(figure) or (path, path))
     k = [49, 41, 40, 25, 24, 0]
-    figures.phases(pictures(3), k, [i * 20 for i in k], (25, 40), tmp_path / "p.png")
+    galleries.phases(pictures(3), k, [i * 20 for i in k], (25, 40), tmp_path / "p.png")
     assert texts_of(kept[0])[:6] == [f"k={i}\nt={i * 20}" for i in k]
     assert texts_of(kept[0])[6:] == ["chaotic", "semantic", "refinement"]
     bars = [tuple(line.get_xdata()) for line in kept[0].axes[0].lines]
-    step = figures.IMAGE_PIXELS + figures.GAP
-    assert bars == [(i * step, (i + 1) * step + figures.IMAGE_PIXELS) for i in (0, 2, 4)]
+    step = galleries.IMAGE_PIXELS + galleries.GAP
+    assert bars == [(i * step, (i + 1) * step + galleries.IMAGE_PIXELS) for i in (0, 2, 4)]
 
 
 def test_ladder_points_are_the_means_in_the_ladders_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diver.report.figures import gallery, phases
+from diver.report.galleries import gallery, phases
 from diver.sets import UNIT, DistilledSet
 
 # Classes whose chains are shown.
