@@ -5,11 +5,10 @@
 A run is METHOD:IPC:SECONDS. One that is not done so many seconds after its first iteration, in which a GPU's steps are
 compiled (or `--at-most` so many iterations), is ended, and what it has by then is used; the line says how many of the
 published iterations were made. Students are those of the papers: ConvNet-3, five seeds, 1000 epochs with DSA's
-augmentation (`dc-eval`), for DC 300 without (`dc-eval-plain`); for sets of whitened images also on white ones, as MTT
-publishes them. Experts for MTT are trained as they are needed, fewer than published and only for as many epochs as MTT
-looks at; with yet fewer its students start earlier. All that is said too. Sets are written to a folder, for `diver
-evaluate` and the like. This is what a GPU does in minutes; `config/stage1.yaml` and `config/stage1-plain.yaml` are the
-whole.
+augmentation (`dc-eval`, which has MTT's whitened sets on white images), for DC 300 without (`dc-eval-plain`). Experts
+for MTT are trained as they are needed, fewer than published and only for as many epochs as MTT looks at; with yet fewer
+its students start earlier. All that is said too. Sets are written to a folder, for `diver evaluate` and the like. This
+is what a GPU does in minutes; `config/stage1.yaml` and `config/stage1-plain.yaml` are the whole.
 """
 
 import argparse
@@ -30,7 +29,7 @@ from diver.distill.base import distilled, standard_range
 from diver.distill.experts import Experts, train_experts
 from diver.report.statistics import t_interval
 from diver.sets import DistilledSet
-from diver.students import StudentData, evaluate_set, student_protocol, train_students
+from diver.students import evaluate_set
 from diver.workers import best_device
 
 STUDENT = Architecture(network="convnet-3", label="ConvNet-3")
@@ -120,23 +119,6 @@ def shown(values: list[float]) -> str:
     return f"{found.mean:.1f} ± {found.half_width:.1f} %"
 
 
-def white_accuracies(made: DistilledSet, options: argparse.Namespace, zca: Any, device: torch.device) -> list[float]:
-    """Of students that see whitened images only, as the experts of the set did."""
-    data, scale = options.data, standard_range(options.data)
-    used = student_protocol(protocol("dc-eval"), "convnet-3", made.ipc, 10, made.steps[-1].parameters["syn_lr"])
-    inputs = StudentData(
-        zca.whiten(scale.to_unit(made.images)).to(device),
-        made.hard_labels().to(device),
-        zca.whiten_all(data.test_images).to(device),
-        data.test_labels.to(device),
-        10,
-        data.mean,
-        data.std,
-    )
-    seeds = range(options.seeds)
-    return [r.accuracy_last for r in train_students("convnet-3", {}, inputs, used, seeds, lambda *_: None)]
-
-
 def one_run(text: str, options: argparse.Namespace, device: torch.device) -> None:
     method, ipc, seconds = text.split(":")
     config = settings_of(method, int(ipc), options)
@@ -146,10 +128,9 @@ def one_run(text: str, options: argparse.Namespace, device: torch.device) -> Non
     rows = evaluate_set(
         made, options.data, STUDENT, protocol(judged), range(options.seeds), progress=lambda *_: None, device=device
     )
-    line = f"{method}, IPC {ipc}: {shown([row['accuracy_last'] for row in rows])}; {done}"
-    if method == "mtt" and (zca := Experts.open(config.experts).zca):
-        line += f"; on white images {shown(white_accuracies(made, options, zca, device))}"
-    print(f"{line}; students {time.monotonic() - began:.0f} s", flush=True)
+    line = f"{method}, IPC {ipc}: {shown([row['accuracy_last'] for row in rows])}"
+    line += " on white images" if rows[0]["white"] else ""
+    print(f"{line}; {done}; students {time.monotonic() - began:.0f} s", flush=True)
 
 
 def main() -> None:

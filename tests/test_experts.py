@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from diver.config.distill import ExpertsConfig
 from diver.data.prepared import Prepared
+from diver.data.zca import MOST_VALUES, fit_whitening
 from diver.distill import expert_epochs
 from diver.distill import experts as module
 from diver.distill.expert_epochs import Optimizer, RecordedEpochs, accuracy, train_epoch
 from diver.distill.experts import Experts, ExpertsError, expert_path, train_experts
 from diver.distill.flat import FlatNetwork
-from diver.distill.zca import MOST_VALUES, fit_whitening
 from diver.networks.augment import DSA
 
 TINY: dict[str, Any] = {"count": 2, "epochs": 3, "batch": 16, "learning_rate": 0.1, "width": 8, "depth": 2}

@@ -17,7 +17,17 @@ from diver.config.distill import ReleasedConfig
 from diver.data.subsets import subsets
 from diver.exports import export_dcbench, export_ddranking, export_png, rounded
 from diver.importers import FORMS, Found, import_set
-from diver.sets import IMAGENET, LEARNED_RATE, SYMMETRIC, UNIT, DistilledSet, SetError, Step, ValueRange
+from diver.sets import (
+    IMAGENET,
+    LEARNED_RATE,
+    SYMMETRIC,
+    UNIT,
+    DistilledSet,
+    SetError,
+    Step,
+    ValueRange,
+    whitening_epsilon,
+)
 
 CIFAR = ValueRange.standardised((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 CLASSES = ("cat", "dog", "frog")
@@ -275,6 +285,7 @@ def test_whitened_images_are_not_taken_for_standardised(tmp_path: Path) -> None:
     found = read(folder)
     assert found.distilled.value_range == UNIT and torch.equal(found.distilled.images, pixels)
     assert said(found, "images_zca_500.pt") and said(found, "ZCA")
+    assert whitening_epsilon(found.distilled) == 0.1
     torch.save(5 * whitened, folder / "images_best.pt")  # no longer told by its deviation, but by what lies beside it
     assert "ZCA-whitened" in refusal(folder / "images_best.pt")
 

@@ -19,10 +19,11 @@ from diver import graphs
 from diver.config.protocols import protocol
 from diver.config.students import Architecture
 from diver.data.prepared import Prepared
+from diver.data.zca import fit_whitening
 from diver.networks import create, memory_format
 from diver.networks.views import augmentation, draw_mix
 from diver.networks.weights import Trained
-from diver.sets import SYMMETRIC, DistilledSet, Step, ValueRange
+from diver.sets import SYMMETRIC, WHITENING, DistilledSet, Step, ValueRange
 from diver.students import (
     ReplayError,
     StudentData,
@@ -37,7 +38,7 @@ from diver.students import (
 )
 from diver.students import student as one_student
 from diver.students import train as trainer
-from diver.students.evaluate import student_images
+from diver.students.evaluate import set_data, student_images
 from diver.students.replay import Replay
 from diver.students.student import (
     Student,
@@ -636,6 +637,35 @@ def test_rows_of_a_set(data: StudentData, prepared: Prepared) -> None:
     used = student_protocol(chosen, "convnet", 4, 3, 0.05)
     direct = train_students(*CONVNET, inputs, used, [3], quiet)
     assert direct[0].accuracy_last == rows[0]["accuracy_last"]
+
+
+def test_sets_learned_on_white_images_are_evaluated_on_white_ones(data: StudentData, prepared: Prepared) -> None:
+    """Where the protocol has it so, and also after stage 2, so that both are compared under the same inputs."""
+    plain = coloured(data)
+    learned = plain.with_images(plain.images, plain.value_range, Step("mtt", {WHITENING: {"epsilon": 0.1}}))
+    recovered = learned.with_images(plain.images, plain.value_range, Step("diver"))
+    zca = fit_whitening(prepared.train_images, 0.1)
+    expected = zca.whiten(plain.value_range.to_unit(plain.images))
+    for one in (learned, recovered):
+        found = set_data(one, prepared, protocol("dc-eval"))
+        assert torch.allclose(found.images, expected, atol=1e-5)
+        assert torch.equal(found.test_images, zca.whiten_all(prepared.test_images))
+    ordinary = protocol("dc-eval", zca=False)
+    for one, chosen, matched in (
+        (plain, protocol("dc-eval"), True),
+        (learned, ordinary, True),
+        (learned, protocol("glad-eval"), True),
+        (learned, protocol("dc-eval"), False),
+    ):
+        found = set_data(one, prepared, chosen, matched)
+        assert torch.equal(found.images, plain.images) and found.test_images.dtype == torch.uint8
+    architecture = Architecture(network="convnet", label="C", options=CONVNET[1])
+    for chosen, white in ((protocol("dc-eval", epochs=1), True), (protocol("dc-eval", epochs=1, zca=False), False)):
+        (row,) = evaluate_set(learned, prepared, architecture, chosen, [0], progress=quiet)
+        assert row["white"] == white
+    for name in ("soft-fkd", "hard-idc"):
+        with pytest.raises(ValueError, match="set zca: false"):
+            protocol(name, zca=True)
 
 
 def test_sets_that_do_not_fit_the_protocol(data: StudentData, prepared: Prepared) -> None:

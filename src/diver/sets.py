@@ -21,6 +21,8 @@ from diver.tensorfile import TensorFileError, canonical_json, read_tensors, tens
 RangeKind = Literal["standardised", "unit", "symmetric"]
 # A method that learns the rate for its students records it in its step's parameters under this name.
 LEARNED_RATE = "syn_lr"
+# One that learned images under ZCA whitening records {"epsilon": .., ..}, or null.
+WHITENING = "zca"
 
 
 class SetError(ValueError):
@@ -283,3 +285,9 @@ def learned_rate(distilled: DistilledSet) -> float | None:
     """The rate for students that the newest step that learned one recorded."""
     found = [step.parameters[LEARNED_RATE] for step in distilled.steps if LEARNED_RATE in step.parameters]
     return float(found[-1]) if found else None
+
+
+def whitening_epsilon(distilled: DistilledSet) -> float | None:
+    """Epsilon of the ZCA whitening under which the newest step that learned images did so; None without one."""
+    found = [step.parameters[WHITENING] for step in distilled.steps if WHITENING in step.parameters]
+    return float(found[-1]["epsilon"]) if found and found[-1] else None

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from diver.config.augment import check_augmentation
+from diver.config.augment import VIEWS, check_augmentation
 from diver.config.base import Model, nearest
 from diver.config.mending import Faults, fault_lines
 from diver.config.networks import OPTIONS
@@ -38,6 +38,11 @@ class Protocol(Model):
     decay_vectors: bool = Field(True, description="Decay biases and normalisation parameters too.")
     learning_rate: dict[str, float] = Field(description="Peak rate by kind of network; 'other' is for the rest.")
     learned_rate: bool = Field(False, description="Take the rate that a set's method learned, if it did (MTT, EDF).")
+    zca: bool = Field(
+        False,
+        description="Train and test on white images, by the ZCA of the training images, where a set was learned as "
+        "such (MTT, EDF), as its papers do. Sets at the as-published scale stay as they are.",
+    )
     schedule: Literal["glad", "cosine", "half-cosine", "idc-steps", "dc-steps", "one-cycle"] = Field(
         description="Factor on the rate by epoch (diver.students.protocol.SCHEDULES)."
     )
@@ -137,6 +142,15 @@ class Protocol(Model):
                 lines += [f"by_classes.{number}.{line}" for line in fault_lines(error, Protocol)]
         if lines:
             raise Faults(lines)
+        return self
+
+    @model_validator(mode="after")
+    def _white(self) -> "Protocol":
+        if self.zca and (self.needs_teacher() or (self.augmentation in VIEWS and self.augmentation != "none")):
+            raise ValueError(
+                "zca: white images are for hard or soft labels of the set and DSA's families as augmentation, not for "
+                f"labels {self.labels!r} and augmentation {self.augmentation!r}; set zca: false"
+            )
         return self
 
     def needs_teacher(self) -> bool:
@@ -306,8 +320,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "test_offset": 1,
         "reported": "best",
     },
-    # DSA (Zhao and Bilen 2021), DM, MTT.
-    "dc-eval": {**_DC, "epochs": 1000, "augmentation": _DSA},
+    # DSA (Zhao and Bilen 2021), DM, MTT, whose sets of white images are for white test images.
+    "dc-eval": {**_DC, "epochs": 1000, "augmentation": _DSA, "zca": True},
     # DC (Zhao et al. 2021), and the coresets that it compares with.
     "dc-eval-plain": {**_DC, "epochs": 300, "augmentation": "none"},
     # Not of the literature: a whole training set in few epochs, for the ceiling of the tables and for teachers.

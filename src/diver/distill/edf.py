@@ -34,7 +34,7 @@ from diver.distill.trajectory import Trajectory, augmented, draw_steps, trajecto
 from diver.networks.augment import DSA, Augmentation
 from diver.networks.weights import Restandardised, WeightsError
 from diver.progress import Progress, reporter
-from diver.sets import IMAGENET, DistilledSet
+from diver.sets import IMAGENET, WHITENING, DistilledSet
 from diver.workers import best_device
 
 LABEL_MOMENTUM = 0.9
@@ -308,6 +308,6 @@ def distill_edf(
         "accepted": int(accepted),
         "experts": experts.record(),
         "attention": attention,
-        "zca": whitened,
+        WHITENING: whitened,
     }
     return distilled(shown(), data, ipc, "edf", config, code, found, labels)

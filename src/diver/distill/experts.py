@@ -23,9 +23,9 @@ from torch import Tensor
 from diver import graphs
 from diver.config.distill import ExpertsConfig
 from diver.data.prepared import Prepared
+from diver.data.zca import Whitening, fit_whitening
 from diver.distill.expert_epochs import Optimizer, RecordedEpochs, accuracy, train_epoch
 from diver.distill.flat import FlatNetwork
-from diver.distill.zca import Whitening, fit_whitening
 from diver.progress import Progress, reporter
 from diver.tensorfile import (
     TensorFileError,

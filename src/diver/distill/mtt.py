@@ -27,7 +27,7 @@ from diver.distill.recorded import recorded_trajectory, sent
 from diver.distill.trajectory import Trajectory, augmented, draw_steps, trajectory_gradient
 from diver.networks.augment import DSA
 from diver.progress import Progress, reporter
-from diver.sets import DistilledSet
+from diver.sets import WHITENING, DistilledSet
 from diver.workers import best_device
 
 
@@ -48,10 +48,9 @@ def distill_mtt(
 
     Records the student's learning rate (syn_lr) and the experts with their network.
     With experts of white images, white images are learned (from noise, or real images made white), and what is returned
-    is what they are white images of, standardised. Training students on it is then not what the experts did: they see
-    ordinary pixels, and only when the set is whitened again, as the step's `zca` says (the whitening of the training
-    images with its epsilon), do they see what was learned. Published accuracies of such sets are of white images, test
-    images included.
+    is what they are white images of, standardised. Students see what was learned only when the set is whitened again,
+    as the step's `zca` says (the whitening of the training images with its epsilon); published accuracies of such sets
+    are of white images, test images included, and protocol `dc-eval` does that.
     progress: called with (iterations done, all iterations, the loss); by default a line on stderr now and then.
     folder: where a run that is stopped is kept to go on from, and pictures are written.
     Raises ValueError if a class has fewer images than `ipc` (init: real), or there are no experts of this data that
@@ -108,6 +107,6 @@ def distill_mtt(
     recorded: dict[str, Any] = {
         "syn_lr": rate.item(),
         "experts": experts.record(),
-        "zca": {"epsilon": experts.config.zca_epsilon, "sha256": zca.digest()} if zca else None,
+        WHITENING: {"epsilon": experts.config.zca_epsilon, "sha256": zca.digest()} if zca else None,
     }
     return distilled(standardised(), data, ipc, "mtt", config, code, recorded)

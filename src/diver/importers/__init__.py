@@ -18,7 +18,7 @@ from diver.config.base import nearest
 from diver.importers.forms import READERS, detect
 from diver.importers.meaning import class_major, labels_of, range_of, soft_class_major
 from diver.importers.source import FORMS, Source
-from diver.sets import LEARNED_RATE, DistilledSet, SetError, Step, ValueRange
+from diver.sets import LEARNED_RATE, WHITENING, DistilledSet, SetError, Step, ValueRange
 from diver.tensorfile import file_checksum
 
 __all__ = ["FORMS", "RANGES", "Found", "import_set", "split_tiles"]
@@ -26,6 +26,8 @@ __all__ = ["FORMS", "RANGES", "Found", "import_set", "split_tiles"]
 RANGES = ("auto", "dataset", "unit", "symmetric")
 # Where a code's list of a subset differs from that of our labels in a class: its label, and what it is there.
 _OTHER_CLASSES = {("ncfm", "imagefruit"): (9, "n07760859"), ("ncfm", "imageyellow"): (8, "n01773797")}
+# Of MTT's whitening, which its sets do not say.
+_ZCA_EPSILON = 0.1
 # Of the released DM set of ImageFruit, 46 % of the values are no pixel's.
 _DOUBTFUL = 0.5
 
@@ -120,6 +122,8 @@ def _assemble(
     if source.rate is not None:
         parameters[LEARNED_RATE] = source.rate
         notes.append(f"learned rate for students: {source.rate:.6g}")
+    if source.pixels:
+        parameters[WHITENING] = {"epsilon": _ZCA_EPSILON}
     if source.accuracies:
         parameters["recorded"] = source.accuracies
     if source.about.steps:

@@ -51,8 +51,8 @@ class Source:
     """What a reader finds, as stored.
 
     images: [N, C, H, W] of any dtype; labels: integer [N] or float [N, K]; soft: float [N, K] beside hard labels.
-    pixels: certainly in [0, 1] nominal; whitened: certainly in ZCA space. order: the class that each of the labels
-    means, if the source tells. accuracies: fractions.
+    pixels: turned back from ZCA space, in [0, 1] nominal; whitened: certainly in ZCA space. order: the class that each
+    of the labels means, if the source tells. accuracies: fractions.
     """
 
     images: Tensor

@@ -268,6 +268,8 @@ def protocol_lines(table: pd.DataFrame) -> list[str]:
         text = f"Protocol {name}, whose papers report the {reported} accuracy"
         text += f"; departures: {'; '.join(departures)}" if departures else ", without departures"
         lines.append(f"{text}; quirks of its released code: {quirks or 'none'}.")
+        if "white" in rows and rows["white"].any():
+            lines.append(f"Protocol {name}: sets learned on white images (ZCA) are trained and tested on white ones.")
     return lines
 
 

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from diver.config.augment import COLOURED, VIEWS
 from diver.config.protocols import Protocol
 from diver.config.students import Architecture
 from diver.data.prepared import Prepared
+from diver.data.zca import Whitening, fit_whitening
 from diver.networks.weights import Trained
 from diver.progress import Progress, reporter
-from diver.sets import DistilledSet, ValueRange, learned_rate, resized
+from diver.sets import DistilledSet, ValueRange, learned_rate, resized, whitening_epsilon
 from diver.students.inputs import StudentData, StudentError
 from diver.students.protocol import StudentProtocol, StudentResult, student_protocol
 from diver.students.replay import Replay, record_answers
@@ -78,6 +80,17 @@ def check_labels(distilled: DistilledSet, protocol: Protocol) -> None:
         )
 
 
+@lru_cache(maxsize=1)
+def _whitening(data: Prepared, epsilon: float) -> Whitening:
+    """Kept for the other networks of a job, because fitting takes up to a minute."""
+    return fit_whitening(data.train_images, epsilon)
+
+
+def white(distilled: DistilledSet, protocol: Protocol, matched: bool = True) -> bool:
+    """Whether students of the set are trained and tested on white images."""
+    return protocol.zca and matched and whitening_epsilon(distilled) is not None
+
+
 def set_data(
     distilled: DistilledSet,
     data: Prepared,
@@ -87,14 +100,25 @@ def set_data(
     replay: Replay | None = None,
     device: str | torch.device = "cpu",
 ) -> StudentData:
-    """A set and the dataset's test images as the trainer takes them. Raises StudentError if they do not fit."""
+    """A set and the dataset's test images as the trainer takes them, white ones where the protocol has them so.
+
+    Raises StudentError if they do not fit.
+    """
     check_labels(distilled, protocol)
     if teacher is not None:
         teacher.network.to(device)
+    images, tests, epsilon = student_images(distilled, data, matched), data.test_images, whitening_epsilon(distilled)
+    if white(distilled, protocol, matched) and epsilon is not None:
+        try:
+            zca = _whitening(data, epsilon)
+        except ValueError as error:
+            raise StudentError(f"{error}; set protocol.zca: false") from error
+        images = zca.whiten(ValueRange.standardised(data.mean, data.std).to_unit(images))
+        tests = zca.whiten_all(tests)
     return StudentData(
-        student_images(distilled, data, matched).to(device),
+        images.to(device),
         distilled.hard_labels().to(device),
-        data.test_images.to(device),
+        tests.to(device),
         data.test_labels.to(device),
         len(data.classes),
         data.mean,
@@ -170,10 +194,10 @@ def evaluate_set(
 ) -> list[dict[str, Any]]:
     """Train and test one student per seed on `distilled`; one row of results per student, in the order of the seeds.
 
-    The row says which protocol was used, where it was departed from, its quirks, and the best and last accuracy.
-    `bytes` counts the set's images and labels in memory, and stored answers of a teacher if they are replayed.
-    Raises StudentError if the set is not one of this dataset or not one for the protocol, ReplayError if the stored
-    answers are others'.
+    The row says which protocol was used, where it was departed from, its quirks, the best and last accuracy, and
+    whether students saw white images (`white`). `bytes` counts the set's images and labels in memory, and stored
+    answers of a teacher if they are replayed. Raises StudentError if the set is not one of this dataset or not one for
+    the protocol, ReplayError if the stored answers are others'.
     """
     given = protocol
     if protocol.labels == "own":
@@ -196,6 +220,7 @@ def evaluate_set(
         given,
         used,
         architecture.learning_rate,
+        white=white(distilled, protocol, matched),
         images=len(inputs.images),
         bytes=sum(t.numel() * t.element_size() for t in kept),
         set_digest=distilled.digest(),
@@ -260,6 +285,7 @@ def evaluate_full(
         protocol,
         used,
         rate,
+        white=False,
         images=len(data.train_images),
         bytes=sum(t.numel() * t.element_size() for t in kept),
         set_digest=data.digest(),

@@ -124,7 +124,7 @@ def student_protocol(
     learning_rate: instead of the protocol's for that network. Raises ValueError for an IPC without an entry.
     """
     chosen = protocol.at(classes)
-    skipped = {"name", "by_classes", "reported", "epochs", "batch", "learning_rate", "learned_rate"}
+    skipped = {"name", "by_classes", "reported", "epochs", "batch", "learning_rate", "learned_rate", "zca"}
     return StudentProtocol(
         **chosen.model_dump(exclude=skipped),
         epochs=by_ipc(chosen.epochs, ipc, "epochs"),
