@@ -16,6 +16,7 @@ from diver.config.prior import DiTTraining
 from diver.config.recover import RawConfig
 from diver.data.prepared import Prepared
 from diver.prior.base import Prior, PriorError
+from diver.prior.classes import read_labels, write_labels
 from diver.prior.dit import DiTPrior, SiTPrior
 from diver.prior.load import load_prior
 from diver.prior.schedule import Level
@@ -337,12 +338,15 @@ def test_a_learned_variance_is_trained_by_its_bound_alone(tmp_path: Path, latent
 
 
 def test_the_product_is_a_prior_like_any_other(source: str, latents: Latents, data: Prepared, tmp_path: Path) -> None:
+    named = {str(number): name for number, name in enumerate(data.classes)}
+    write_labels(Path(source), named)
     prior = tuned(source, latents, data, settings())
     write_tuned(prior, None, tmp_path / "tuned", {"tuned_parameters": 1, "latents": 36})
     read, found = read_tuned(tmp_path / "tuned", prior)
     given = (normal(3, 4, 4, 4), prior.schedule("50").level(30), torch.arange(3), 4.0)
     torch.testing.assert_close(read.denoise(*given).noise, prior.denoise(*given).noise)
     assert found["options"] == {"family": "dit", "dit_arithmetic": "diffusers"}
+    assert read_labels(tmp_path / "tuned") == named
     pipeline = DiTPipeline.from_pretrained(tmp_path / "tuned", local_files_only=True)
     assert pipeline.transformer.config.num_embeds_ada_norm == 3
     assert torch.equal(pipeline.scheduler.alphas_cumprod.double(), prior.alphas_cumprod)  # type: ignore[attr-defined]

@@ -65,8 +65,13 @@ def test_time_left_is_of_what_was_done_since_the_start(
     for done in (301, 302, 303, 304):
         now += 1.0
         report(done, 400)
-    assert capsys.readouterr().err.splitlines()[-1] == "DM: 304/400 0:04 spent, 1:36 left"
+    lines = capsys.readouterr().err.splitlines()
+    assert (lines[0], lines[-1]) == ("DM: 301/400 0:01 spent", "DM: 304/400 0:04 spent, 1 s each, 1:36 left")
     report = reporter("DM", every=0.0)
     now += 2.0
     report(1, 10)
-    assert capsys.readouterr().err == "DM: 1/10 0:02 spent, 0:18 left\n"
+    assert capsys.readouterr().err == "DM: 1/10 0:02 spent, 2 s each, 0:18 left\n"
+    for _ in range(19):
+        now += 0.05
+    report(20, 100)
+    assert "a second" in capsys.readouterr().err

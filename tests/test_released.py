@@ -14,6 +14,7 @@ from diver.data.prepare import hold_out
 from diver.data.prepared import ContentError, Prepared
 from diver.data.subsets import subsets
 from diver.distill import METHODS
+from diver.prior.base import PriorError
 from diver.prior.classes import class_ids, describe
 from diver.report.recorded import compare_recorded, recorded_accuracies
 from diver.report.sweeps import sweeps
@@ -144,6 +145,12 @@ def test_subsets_name_classes_of_imagenet() -> None:
     # The indices that DIVER's and PReDD's code list, in the order of the labels.
     fruit = class_ids(subsets()["imagefruit"], None, 1000, None, "DiT")
     assert fruit == [953, 954, 949, 950, 951, 957, 952, 945, 943, 948]
+    # As many classes as the prior has are not the prior's for that.
+    names = {"airplane": 0, "bird": 1}
+    assert class_ids(["bird", "airplane"], None, 2, names, "mine") == [1, 0]
+    assert class_ids(["a", "b"], None, 2, None, "mine") == [0, 1]
+    with pytest.raises(PriorError, match=r"2 classes \(airplane, bird, ...\) and the set has 2, of which 'n0000'"):
+        class_ids(["n0000", "bird"], None, 2, names, "mine")
     squawk = class_ids(subsets()["imagesquawk"], None, 1000, None, "DiT")
     assert squawk == [84, 130, 88, 144, 145, 22, 96, 9, 100, 89]
     assert "pineapple" in describe(subsets()["imagefruit"][0]) and describe("hot_dog") == "hot dog"

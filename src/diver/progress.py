@@ -33,8 +33,16 @@ def clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
+def paced(seconds: float) -> str:
+    """How fast something goes that takes so many seconds: '3.9 s each', '12 a second'."""
+    return f"{seconds:.3g} s each" if seconds >= 1 or not seconds else f"{1 / seconds:.3g} a second"
+
+
 def reporter(label: str, every: float = TERMINAL_EVERY) -> Progress:
-    """A callback (done, total, note) that prints rate and time left to stderr at most once in `every` seconds."""
+    """A callback (done, total, note) that prints rate and time left to stderr at most once in `every` seconds.
+
+    A first report of several done tells neither, as they may have been done before a stop, by another process.
+    """
     terminal, started, last = sys.stderr, time.monotonic(), time.monotonic()
     begun: tuple[float, int] | None = None
 
@@ -42,10 +50,12 @@ def reporter(label: str, every: float = TERMINAL_EVERY) -> Progress:
         nonlocal last, begun
         now = time.monotonic()
         # By what was done since the first report: a run that goes on has done some before it started.
-        then, before = begun = begun or (now, done)
-        rate = (now - then) / (done - before) if done > before else (now - started) / max(done, 1)
-        left = rate * (total - done)
-        line = f"{label}: {done}/{total} {note} {clock(now - started)} spent, {clock(left)} left".replace("  ", " ")
+        then, before = begun = begun or ((started, 0) if done == 1 else (now, done))
+        pace = (now - then) / (done - before) if done > before else None
+        line = f"{label}: {done}/{total} {note} ".replace("  ", " ")
+        line += f"{clock(now - started)} spent"
+        if pace is not None:
+            line += f", {paced(pace)}, {clock(pace * (total - done))} left"
         if sys.stderr is not terminal:
             print(line, file=sys.stderr, flush=True)
         if now - last >= every:

@@ -7,6 +7,7 @@ from diffusers import AutoencoderKL, DiTPipeline
 
 from diver.config.prior import DiTTraining
 from diver.data.prepared import Prepared
+from diver.prior.classes import write_labels
 from diver.prior.train import dit_scheduler, parameters_of, train_dit
 from diver.progress import step_log
 
@@ -30,9 +31,9 @@ with step_log(snakemake.log[0], snakemake.threads, "transformer") as progress:
     ):
         final = step == config.steps
         pipeline = DiTPipeline(model.half(), vae.half(), dit_scheduler())
-        pipeline.save_pretrained(
-            Path(snakemake.output.index).parent if final else Path(snakemake.params.snapshots) / f"{step}"
-        )
+        folder = Path(snakemake.output.index).parent if final else Path(snakemake.params.snapshots) / f"{step}"
+        pipeline.save_pretrained(folder)
+        write_labels(folder, {str(number): name for number, name in enumerate(data.classes)})
         vae.float()
         if final:
             facts = {

@@ -147,9 +147,14 @@ EXPERTS: dict[str, dict[str, Any]] = {
 
 def family(dataset: str) -> str:
     """The dataset whose settings a dataset takes: its own name, that of the whole, or the ImageNet subsets'."""
+    dataset = _whole(dataset)
+    return SUBSET if dataset in SUBSETS else dataset
+
+
+def _whole(dataset: str) -> str:
     for part in PARTS:
         dataset = dataset.removesuffix(part)
-    return SUBSET if dataset in SUBSETS else dataset
+    return dataset
 
 
 def published(method: str, dataset: str, ipc: int) -> dict[str, Any]:
@@ -173,7 +178,7 @@ def published(method: str, dataset: str, ipc: int) -> dict[str, Any]:
         if method == "dm" and wanted != SUBSET and ipc >= 100:
             settings["learning_rate"] = 10.0
     if method == "edf":
-        settings |= _EDF_SUBSETS.get(dataset, {}).get(ipc, {})
+        settings |= _EDF_SUBSETS.get(_whole(dataset), {}).get(ipc, {})
     return settings
 
 

@@ -17,6 +17,7 @@ from diver.tensorfile import TensorFileError, canonical_json, read_tensors, writ
 SAVE_SECONDS = 60.0
 PICTURES = 10
 REPORTS = 100
+REPORT_SECONDS = 5.0
 STATE = "state.safetensors"
 
 
@@ -43,7 +44,7 @@ class Run:
         self.key = canonical_json([method, about, torch.__version__, device.type, graphs.records(device)])
         self.folder = None if folder is None else Path(folder)
         self.done = 0
-        self._saved = time.monotonic()
+        self._saved = self._reported = time.monotonic()
 
     def _restore(self) -> None:
         if self.folder is None:
@@ -85,7 +86,8 @@ class Run:
             self._picture(picture)
         while self.done < iterations:
             found = iteration(self.done)
-            reported = (self.done + 1) % shown == 0 or self.done + 1 == iterations
+            waited = time.monotonic() - self._reported >= REPORT_SECONDS
+            reported = waited or (self.done + 1) % shown == 0 or self.done + 1 == iterations
             due = self.folder and (self.done + 1 == iterations or time.monotonic() - self._saved >= SAVE_SECONDS)
             if not isinstance(found, Tensor) or reported or due:
                 loss = float(found)
@@ -96,6 +98,7 @@ class Run:
             self.done += 1
             if reported:
                 self.progress(self.done, iterations, f"loss {loss:.4g}")
+                self._reported = time.monotonic()
             if picture and (self.done % every == 0 or self.done == iterations):
                 self._picture(picture)
             if due:

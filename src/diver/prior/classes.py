@@ -1,8 +1,10 @@
 """Which of a prior's classes a set's classes are."""
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 
 from diver.prior.base import PriorError
 
@@ -32,8 +34,8 @@ def class_ids(
 ) -> list[int]:
     """A prior's class for each of a set's.
 
-    `ids` if given; as many classes as the prior has are its classes in order; wnids are ImageNet's for a prior of a
-    thousand classes; otherwise by the prior's own `labels`. Raises PriorError naming what does not fit.
+    `ids` if given; wnids are ImageNet's for a prior of a thousand classes; otherwise by the prior's own `labels`, and
+    without them as many classes as the prior has are its classes in order. Raises PriorError naming what does not fit.
     """
     if ids is not None:
         if len(ids) != len(classes) or not all(0 <= i < count for i in ids):
@@ -41,13 +43,26 @@ def class_ids(
                 f"class_ids: {len(ids)} given for {len(classes)} classes; prior {prior} has classes 0..{count - 1}"
             )
         return list(ids)
-    if len(classes) == count:
-        return list(range(count))
     known = _imagenet() if count == IMAGENET and all(WNID.fullmatch(name) for name in classes) else labels or {}
+    if not known and len(classes) == count:
+        return list(range(count))
     missing = [name for name in classes if name not in known]
     if missing:
+        of = f" ({', '.join([*known][:3])}, ...)" if known else ""
         raise PriorError(
-            f"prior {prior} knows {count} classes and the set has {len(classes)}, of which {missing[0]!r} cannot be "
-            "matched by name; give class_ids, a class of the prior for each class of the set"
+            f"prior {prior} knows {count} classes{of} and the set has {len(classes)}, of which {missing[0]!r} cannot "
+            "be matched by name; take a prior of the set's classes, or give class_ids, a class of the prior for each"
         )
     return [known[name] for name in classes]
+
+
+def read_labels(root: Path) -> dict[str, str] | None:
+    """Names by class, as text of a number, where a pipeline's directory lists them."""
+    listed = json.loads((root / "model_index.json").read_text()).get("id2label")
+    return listed if isinstance(listed, dict) else None
+
+
+def write_labels(root: Path, labels: Mapping[str, str]) -> None:
+    """List names by class in a pipeline's directory, as DiT's has them: diffusers reads them and never writes them."""
+    path = root / "model_index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": dict(labels)}, indent=2) + "\n")

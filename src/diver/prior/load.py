@@ -13,6 +13,7 @@ from diver.config.prior import PriorOptions
 from diver.places import placed
 from diver.prior.base import Prior, PriorError, load_part
 from diver.prior.checkpoint import load_checkpoint
+from diver.prior.classes import read_labels
 from diver.prior.dit import DiTPrior, SiTPrior, compute_as_published, embed_once, share_embedders
 from diver.prior.hub import KNOWN, fetch, verify
 from diver.workers import best_device
@@ -151,8 +152,7 @@ def _transformer(
 
 def _labels(root: Path) -> dict[str, int] | None:
     """Class of each name, where the pipeline's index lists them: several names a class, separated by commas."""
-    listed = json.loads((root / "model_index.json").read_text()).get("id2label")
-    if not isinstance(listed, dict):
+    if (listed := read_labels(root)) is None:
         return None
     return {name.strip(): int(i) for i, names in listed.items() for name in str(names).split(",")}
 

@@ -17,6 +17,7 @@ from diver.config.native.minimax import MinimaxConfig
 from diver.config.prior import PriorOptions
 from diver.data.prepared import Prepared
 from diver.prior.base import Prior, PriorError, load_part
+from diver.prior.classes import read_labels, write_labels
 from diver.prior.hub import fetch
 from diver.prior.load import load_prior
 from diver.progress import Progress
@@ -55,19 +56,21 @@ def write_tuned(prior: Prior, revision: str | None, path: str | Path, found: dic
     labels = None
     if root.is_dir():
         scheduler = load_part(DDIMScheduler, root, "scheduler")
-        labels = json.loads((root / "model_index.json").read_text()).get("id2label")
+        labels = read_labels(root)
     else:
         scheduler = DDIMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False)
     options = {
         "family": prior.facts.get("family", "auto"),
         "dit_arithmetic": "published" if published_arithmetic(prior) else "diffusers",
     }
-    pipeline = DiTPipeline(plain_network(prior), prior.vae, scheduler, id2label=labels)
+    pipeline = DiTPipeline(plain_network(prior), prior.vae, scheduler)
     path.mkdir(parents=True, exist_ok=True)
     (path / FACTS).write_text(json.dumps({**found, "source": prior.name, "options": options}, indent=1, sort_keys=True))
     for name in ("transformer", "vae", "scheduler"):
         getattr(pipeline, name).save_pretrained(path / name)
     pipeline.save_config(path)
+    if labels:
+        write_labels(path, labels)
 
 
 def read_tuned(path: str | Path, prior: Prior) -> tuple[Prior, dict[str, Any]]:
