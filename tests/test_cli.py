@@ -545,7 +545,7 @@ def test_best_and_diverged_stand_beside_the_last_accuracy() -> None:
     assert (both.last, both.best, both.diverged) == ([20.0, 25.0], [24.0, 27.0], 1)
     found = {name: {"vit": one, "convnet": one, "mean": one} for name in "AB"}
     shown = comparison_table(found, compared(found), {"vit": "ViT", "convnet": "ConvNet", "mean": "mean"})
-    assert "4 in all" in shown.splitlines()[-1]
+    assert "4 in all" in shown and "~" in shown.splitlines()[1] and "would be found with 80 % power" in shown
 
 
 def test_single_seed_has_no_interval(
@@ -556,7 +556,7 @@ def test_single_seed_has_no_interval(
     (one,) = json.loads(capsys.readouterr().out)["differences_to_the_first"]
     assert (one["differences"], one["half_width"], one["p"], one["p_holm"]) == ([0.0], None, None, None)
     assert run(monkeypatch, "compare", *common) == 0
-    assert capsys.readouterr().out.splitlines()[3].split()[-5:] == ["+0.0", "±", "n/a", "n/a", "n/a"]
+    assert capsys.readouterr().out.splitlines()[3].split()[-6:] == ["+0.0", "±", "n/a", "~", "n/a", "n/a"]
 
 
 def test_comparison_of_one_set_or_of_other_datasets_is_refused(
@@ -774,3 +774,17 @@ def test_shell_completes_names_without_loading_torch(line: str, names: list[str]
 def test_shell_completion_is_shown_for_a_shell() -> None:
     shown = diver("--show-completion", "bash")
     assert shown.returncode == 0 and "complete -o default -F _diver_completion diver" in shown.stdout
+
+
+def test_a_run_that_could_not_write_its_set_does_not_begin(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], prepared_file: Path, tmp_path: Path
+) -> None:
+    where = ["--prepared", str(prepared_file), "--ipc", "1", "--out", str(tmp_path / "set.run")]
+    for command in (["distill", "dm"], ["synthesize", "d4m"]):
+        assert run(monkeypatch, *command, *where) == 2
+        assert "set.safetensors" in capsys.readouterr().err and not (tmp_path / "set.run").exists()
+    assert run(monkeypatch, "distill", "released", *where) == 2
+    assert "diver import" in capsys.readouterr().err
+    where[-1] = str(tmp_path / "set.safetensors")
+    assert run(monkeypatch, "distill", "random", *where, "--set", "seed=99999999999999999999") == 2
+    assert "seed" in capsys.readouterr().err

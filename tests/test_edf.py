@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from diver import graphs
 from diver.config.distill import EDFConfig, ExpertsConfig
+from diver.config.distill_presets import published
 from diver.data.prepared import Prepared
 from diver.distill import cam, edf, loop, trajectory
 from diver.distill.edf import distill_edf
@@ -592,3 +593,10 @@ def test_a_step_size_below_zero_ends_the_run(data: Prepared, monkeypatch: pytest
     monkeypatch.setattr(edf, "student_gradient", steep)
     with pytest.raises(FloatingPointError, match=r"edf: step size is -0.005 at iteration 1; lower rate_rate"):
         made(data)
+
+
+def test_parts_of_a_dataset_take_its_published_settings() -> None:
+    for dataset in ("imagewoof", "imagesquawk", "imagefruit"):
+        for ipc in (1, 10, 50):
+            assert published("edf", f"{dataset}-held-out", ipc) == published("edf", dataset, ipc)
+    assert published("edf", "imagewoof-slice", 10)["batch_syn"] == 250

@@ -21,6 +21,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="A setting, KEY=VALUE; repeatable.")]
 
 
+# Suffix of the folder that a run goes on from.
+RUN = ".run"
+
+
 class UserError(Exception):
     """Something that the user can mend; shown as one line."""
 
@@ -140,3 +144,11 @@ def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
         ).rstrip()
         for row in rows
     )
+
+
+def apart(kept: Path, out: Path) -> None:
+    """Refuse a folder to go on from that is where the set is to be written, before hours of work."""
+    if kept.absolute() == out.absolute():
+        raise UserError(
+            f"--out {out}: a run's folder has this name; give another, as {out.with_suffix('.safetensors')}"
+        )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean as mean
+from statistics import median, stdev
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -77,6 +78,17 @@ class Comparison:
     p: float
     p_holm: float = math.nan
 
+    def distinguishable(self) -> bool:
+        from diver.report.statistics import LEVEL
+
+        return self.p_holm < 1 - LEVEL
+
+    def minimum_detectable(self) -> float:
+        """Points that a test of this comparison alone would find with 80 % power."""
+        from diver.report.statistics import minimum_detectable
+
+        return minimum_detectable(stdev(self.differences), len(self.differences))
+
 
 BySet = dict[str, dict[str, Accuracies]]
 
@@ -114,7 +126,7 @@ def _p(value: float) -> str:
 def comparison_table(found: BySet, comparisons: Sequence[Comparison], labels: dict[str, str]) -> str:
     """A row for each network: each set's accuracies, then each difference to the first and its p."""
     from diver.report.statistics import t_interval
-    from diver.report.tables import diverged_lines, interval_text
+    from diver.report.tables import NOT_DISTINGUISHABLE, diverged_lines, interval_text
 
     first, *others = found
     head = ["network", *found]
@@ -124,10 +136,26 @@ def comparison_table(found: BySet, comparisons: Sequence[Comparison], labels: di
     for net in found[first]:
         row = [labels[net], *(str(of_set[net]) for of_set in found.values())]
         for one in (one for one in comparisons if one.network == net):
-            row += [interval_text(t_interval(one.differences), signed=True), _p(one.p), _p(one.p_holm)]
+            mark = "" if one.distinguishable() else f" {NOT_DISTINGUISHABLE}"
+            row += [interval_text(t_interval(one.differences), signed=True) + mark, _p(one.p), _p(one.p_holm)]
         rows.append(row)
     diverged = sum(one.diverged for of_set in found.values() for net, one in of_set.items() if net != MEAN)
-    return "\n".join([aligned(rows), *diverged_lines(diverged)])
+    return "\n".join([aligned(rows), *diverged_lines(diverged), *_correction(comparisons)])
+
+
+def _correction(comparisons: Sequence[Comparison]) -> list[str]:
+    """What the mark means, and what these seeds could have found."""
+    from diver.report.tables import NOT_DISTINGUISHABLE
+
+    found = [one.minimum_detectable() for one in comparisons if not math.isnan(one.p)]
+    if all(one.distinguishable() for one in comparisons):
+        marked = []
+    elif not found:
+        return [f"{NOT_DISTINGUISHABLE}: with a single seed no difference can be distinguished from zero"]
+    else:
+        marked = [f"{NOT_DISTINGUISHABLE}: not distinguishable from zero at 5 %, corrected over the table"]
+    power = f"a difference of {median(found):.1f} points (median) would be found with 80 % power by one test alone"
+    return [*marked, power] if found else marked
 
 
 def _comparison_json(found: BySet, comparisons: Sequence[Comparison]) -> dict[str, Any]:
@@ -159,6 +187,7 @@ def _comparison_json(found: BySet, comparisons: Sequence[Comparison]) -> dict[st
             "half_width": half(one.differences),
             "p": number(one.p),
             "p_holm": number(one.p_holm),
+            "minimum_detectable": None if len(one.differences) < 2 else one.minimum_detectable(),
         }
         for one in comparisons
     ]

@@ -217,7 +217,9 @@ def convert(
             autocompletion=completed(lambda: RANGES[1:]),
         ),
     ] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Height and width: bilinear, with anti-aliasing.")] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="Height and width: bilinear, with anti-aliasing.")
+    ] = None,
     ipc: Annotated[int | None, typer.Option(min=1, help="Keep the first so many images of each class.")] = None,
     dataset: DatasetOption = None,
 ) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diver.cli.common import Settings, UserError, completed, faults, known, mendable, options_of, settings
+from diver.cli.common import RUN, Settings, UserError, apart, completed, faults, known, mendable, options_of, settings
 from diver.cli.stages import PRIOR, PUBLISHED, PriorOption, _loaded, _native_names
 
 if TYPE_CHECKING:
@@ -106,7 +106,9 @@ def synthesize(
     from diver.recover.preparing import prepare
     from diver.recover.systems import SYSTEMS
 
-    data, kept = Prepared.read(prepared), folder or out.with_suffix(".run")
+    kept = folder or out.with_suffix(RUN)
+    apart(kept, out)
+    data = Prepared.read(prepared)
     with mendable():
         loaded, made = prepare(system, data, ipc, lambda: _loaded(prior, options), config, shared, kept, given, until)
         if until is None:

@@ -9,9 +9,11 @@ import typer
 import yaml
 
 from diver.cli.common import (
+    RUN,
     Json,
     Settings,
     UserError,
+    apart,
     at_home,
     completed,
     cores,
@@ -105,8 +107,12 @@ def distill(
 
     if method in _native_names():
         raise UserError(f"METHOD {method}: a diffusion-native system; take `diver synthesize {method}`")
+    if method == "released":
+        raise UserError("METHOD released: a set that others made; read it with `diver import`")
     known(method, _distill_names(), "METHOD")
     writable(out, prepared)
+    kept = folder or out.with_suffix(RUN)
+    apart(kept, out)
     if preset is not None:
         known(preset, [PUBLISHED], "--preset")
 
@@ -130,7 +136,6 @@ def distill(
     from diver.distill.loop import STATE
     from diver.progress import reporter
 
-    kept = folder or out.with_suffix(".run")
     with mendable():
         made = METHODS[method](data, ipc, config, progress=reporter(method, every=5), folder=kept)
     made.write(out)

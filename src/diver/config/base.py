@@ -1,8 +1,12 @@
 """What every settings model shares."""
 
 import difflib
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+# Methods multiply a seed by a million or so for the parts of a run, and torch takes 63 bits.
+Seed = Annotated[int, Field(ge=0, le=2**40)]
 
 
 class ConfigError(ValueError):

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from diver.config.base import Model
+from diver.config.base import Model, Seed
 
 # Values of `encoder` that are not paths.
 PIXELS, TEACHER = "pixels", "teacher"
@@ -17,7 +17,7 @@ CORESETS = ("herding", "k_center", "k_means")
 class DistillConfig(Model):
     """Settings that every stage-1 method has."""
 
-    seed: int = Field(1, ge=0, description="Seed of the method.")
+    seed: Seed = Field(1, description="Seed of the method.")
 
 
 class RandomConfig(DistillConfig):

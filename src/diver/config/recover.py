@@ -5,13 +5,13 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from diver.config.base import Model
+from diver.config.base import Model, Seed
 
 
 class RecoverConfig(Model):
     """Settings that every stage-2 method has."""
 
-    seed: int = Field(1, ge=0, description="Seed of all noise; each image draws from its own key under it.")
+    seed: Seed = Field(1, description="Seed of all noise; each image draws from its own key under it.")
     batch: int = Field(
         50,
         ge=1,

@@ -22,9 +22,9 @@ from diver.report.statistics import (
 )
 from diver.report.tables import (
     MISSING,
-    NOT_DISTINGUISHABLE,
     Table,
     accuracy,
+    correction_lines,
     difference_text,
     diverged_lines,
     protocol_lines,
@@ -174,10 +174,4 @@ def _legend(table: pd.DataFrame, labels: Labels, control: str | None, difference
         "of the study use, such as the latents of the training images, which are made once.",
         "Published: other protocols and priors than the ones here, for orientation.",
     ]
-    tested = int(differences["p"].notna().sum())
-    if tested:
-        lines.append(
-            f"{NOT_DISTINGUISHABLE}: not distinguishable from zero at 5 % (paired t-test over seeds, Holm's correction "
-            f"over the {tested} comparisons of this table)."
-        )
-    return lines
+    return lines + correction_lines(differences)

@@ -158,7 +158,7 @@ def _assemble(
         data.append({**cell._asdict(), **numbers})
     shown, title, keys = without_constant(pd.DataFrame(display).fillna(""), title, ROW_NAMES)
     corrected = family if family is not None else next(iter(groups.values()))[0]
-    lines = (*_legend(table, labels), *legend, *_correction(corrected))
+    lines = (*_legend(table, labels), *legend, *correction_lines(corrected))
     return Table(title, pd.DataFrame(data), shown, keys, keys - 1, lines)
 
 
@@ -273,7 +273,7 @@ def protocol_lines(table: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _correction(differences: pd.DataFrame) -> list[str]:
+def correction_lines(differences: pd.DataFrame) -> list[str]:
     tested = differences.dropna(subset=["p"])
     if differences.empty:
         return []

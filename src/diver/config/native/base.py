@@ -5,14 +5,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from diver.config.base import Model
+from diver.config.base import Model, Seed
 from diver.config.text import CaptionConfig, FeatureConfig
 
 
 class NativeConfig(Model):
     """Settings that every diffusion-native system has."""
 
-    seed: int = Field(1, ge=0, description="Seed of all noise; each image draws from its own key under it.")
+    seed: Seed = Field(1, description="Seed of all noise; each image draws from its own key under it.")
     batch: int = Field(50, ge=1, description="Images made together; the result does not depend on it beyond rounding.")
     respacing: str = Field("50", description="Levels of the chain: '50' spans the whole schedule, 'ddim50' strides it.")
     cfg_scale: float = Field(4.0, ge=0, description="Classifier-free guidance scale; 1 is off.")
@@ -38,7 +38,7 @@ class LatentsConfig(Model):
     per_class: int | None = Field(None, ge=1, description="Training images of each class that are encoded; none: all.")
     dtype: Literal["float16", "float32"] = Field("float16", description="How they are stored.")
     batch: int = Field(256, ge=1, description="Images encoded together.")
-    seed: int = Field(1, ge=0, description="Seed of the choice of images and of the posterior's samples.")
+    seed: Seed = Field(1, description="Seed of the choice of images and of the posterior's samples.")
 
 
 class Preparations(Model):
