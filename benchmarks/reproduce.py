@@ -28,7 +28,7 @@ from diver.distill import METHODS, dc, dm, loop, mtt
 from diver.distill.base import distilled, standard_range
 from diver.distill.experts import Experts, train_experts
 from diver.report.statistics import t_interval
-from diver.sets import DistilledSet
+from diver.sets import LEARNED_RATE, WHITENING, DistilledSet
 from diver.students import evaluate_set
 from diver.workers import best_device
 
@@ -103,11 +103,13 @@ def learned(
     try:
         made = METHODS[method](options.data, ipc, config, code="benchmark", progress=lambda *_: None)
     except TimeIsUp:
-        run, found = Stopped.last, {}
+        run, found = Stopped.last, dict[str, Any]()
         images = run.state["images"].detach()
         if method == "mtt":
-            found, zca = {"syn_lr": run.state["rate"].item()}, Experts.open(config.experts).zca
+            experts = Experts.open(config.experts)
+            found[LEARNED_RATE], zca = run.state["rate"].item(), experts.zca
             if zca:
+                found[WHITENING] = {"epsilon": experts.config.zca_epsilon, "sha256": zca.digest()}
                 images = standard_range(options.data).from_unit(zca.restore(images))
         made = distilled(images, options.data, ipc, method, config, "benchmark", found)
     run = Stopped.last
