@@ -220,13 +220,16 @@ def test_dcbench_method_is_the_sets_own_or_asked_for(tmp_path: Path) -> None:
         export_dcbench(make(), tmp_path, "kmean")
 
 
-def test_dcbench_soft_labels_are_probabilities_where_they_are_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hard", [None, make().labels])
+def test_dcbench_soft_labels_are_probabilities_where_they_are_read(tmp_path: Path, hard: Tensor | None) -> None:
     soft = logits()
-    only_soft = make(labels=None, soft_labels=soft)
-    path = export_dcbench(only_soft, tmp_path, "dc")[0]
-    assert torch.equal(read(path)["data"][-1][1], soft.softmax(1))
+    made = make(labels=hard, soft_labels=soft)
+    path, meta = export_dcbench(made, tmp_path, "dc")
+    assert torch.equal(read(path)["data"][-1][1], soft.softmax(1)) and json.loads(meta.read_text())["labels"] == "soft"
     with pytest.raises(ExportError, match="soft labels"):
-        export_dcbench(only_soft, tmp_path, "tm")
+        export_dcbench(made, tmp_path, "tm")
+    *_, meta = export_dcbench(make(), tmp_path / "hard", "tm")
+    assert json.loads(meta.read_text())["labels"] == "hard"
 
 
 # Pixels of 8 bits

@@ -541,7 +541,7 @@ def test_ddranking_export_is_read_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["dc", "tm", "random", "kmeans"])
 def test_dcbench_exports_are_read_back(tmp_path: Path, method: str) -> None:
-    made = ours()
+    made = ours(soft_labels=None)
     image_file = export_dcbench(made, tmp_path, method)[0]
     found = import_set(image_file, "cifar10", made.classes, IMAGENET)
     assert found.form == {"dc": "dc", "tm": "mtt"}.get(method, "dcbench")
