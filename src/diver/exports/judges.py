@@ -107,7 +107,7 @@ def _for_judge(distilled: DistilledSet, known: Mapping[str, JudgedDataset], judg
 def _meta(
     form: str, original: DistilledSet, exported: DistilledSet, known: JudgedDataset, labels: str
 ) -> dict[str, Any]:
-    """`labels`: the kinds that are written. `digest` is the original set's, by which the study's table of students names it."""
+    """`labels`: which are written; `digest`: the original set's, by which the study's table of students names it."""
     return {
         "form": form,
         "dataset": known.name,
