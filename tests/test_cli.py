@@ -662,6 +662,18 @@ def test_exported_images_come_back(monkeypatch: pytest.MonkeyPatch, released_fil
     assert back.value_range.kind == "unit" and len(back.images) == 10
 
 
+def test_exported_table_is_not_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], set_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "hub"
+    assert run(monkeypatch, "export", str(set_file), "--form", "parquet", "--out", str(out)) == 0
+    table = capsys.readouterr().out.split()[0]
+    for path in (str(out), table):
+        assert run(monkeypatch, "import", path, "--out", str(tmp_path / "back.safetensors")) == 2
+        error = capsys.readouterr().err
+        assert "a Parquet table" in error and len(error.strip().splitlines()) == 1
+
+
 def test_distill_makes_a_set(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], prepared_file: Path, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from diver.config.distill import ReleasedConfig
 from diver.data.subsets import subsets
-from diver.exports import export_dcbench, export_ddranking, export_png, rounded
+from diver.exports import export_dcbench, export_ddranking, export_parquet, export_png, rounded
 from diver.importers import FORMS, Found, import_set
 from diver.sets import IMAGENET, LEARNED_RATE, SYMMETRIC, UNIT, DistilledSet, SetError, Step, ValueRange
 
@@ -147,11 +147,28 @@ def with_nan() -> Tensor:
         (released(noise(6, 4, 4, 4), HARD), "toy has 3 channels"),
         (released(noise(6, 4), HARD), "not numbers [N, C, H, W]"),
         (released(noise(), HARD, {"ConvNet": "high"}), "accs_all_exps: ConvNet"),
+        (released(noise(), HARD, {"ConvNet": [0.5, float("nan")]}), "accs_all_exps: ConvNet.1"),
+        (released(noise(), HARD, {"ConvNet": [[float("inf")]]}), "accs_all_exps: ConvNet.0"),
+        (released(noise().to_sparse(), HARD), "a tensor that is sparse"),
+        (released(noise(), HARD.to_sparse()), "a tensor that is sparse"),
+        ([noise(), HARD.to_sparse()], "a tensor that is sparse"),
     ],
 )
 def test_files_of_another_form_are_refused(tmp_path: Path, content: Any, message: str) -> None:
     torch.save(content, tmp_path / "set.pt")
     assert message in refusal(tmp_path / "set.pt")
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_pairs_of_other_tensors_are_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path / "run", images_best=noise(), labels_best=torch.tensor(0))
+    assert "labels_best.pt: one number, a tensor of shape []" in str(pytest.raises(SetError, read, folder).value)
+    save(folder, labels_best=HARD.to_sparse())
+    assert "labels_best.pt: holds a tensor that is sparse" in str(pytest.raises(SetError, read, folder).value)
+    save(folder, labels_best=HARD, images_best=torch.quantize_per_tensor(noise(), 0.1, 0, torch.qint8))
+    assert "images_best.pt: holds a tensor that is quantised" in str(pytest.raises(SetError, read, folder).value)
+    save(folder, images_best=noise(), lr_best=torch.ones(1).to_sparse())
+    assert "lr_best.pt: holds a tensor that is sparse" in str(pytest.raises(SetError, read, folder).value)
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
@@ -602,6 +619,13 @@ def test_png_export_is_read_back_to_the_pixel(tmp_path: Path) -> None:
     (tmp_path / "png" / "soft_labels.safetensors").write_bytes(b"no")
     with pytest.raises(SetError, match=r"soft_labels\.safetensors: truncated"):
         import_set(tmp_path / "png", "cifar10", made.classes, CIFAR)
+
+
+def test_parquet_export_is_for_others(tmp_path: Path) -> None:
+    table, *_ = export_parquet(ours(), tmp_path / "hub")
+    for path in (tmp_path / "hub", table.parent, table):
+        for form in ("auto", "folder"):
+            assert "a Parquet table" in (message := refusal(path, form=form)) and "PNG" in message
 
 
 # Files as they were released

@@ -113,7 +113,7 @@ def import_found(
     class_order: Sequence[str] | None = None,
 ) -> "Found":
     """A set that others have released, with what was found out about it."""
-    from diver.importers import FORMS, import_set
+    from diver.importers import FORMS, import_set, refuse_table
 
     known(value_range, RANGES, "--value-range")
     known(form, ["auto", *FORMS], "--form")
@@ -122,6 +122,8 @@ def import_found(
 
         with mendable():
             dataset = DistilledSet.read(path).dataset
+    with mendable():
+        refuse_table(path)  # before its dataset is asked for
     name = dataset or guessed_dataset(path)
     classes, standard, size = dataset_facts(name)
     with mendable():

@@ -61,7 +61,7 @@ def pixels_meta(
     form: str, distilled: DistilledSet, facts: dict[str, Any], accuracy: dict[str, Any] | None
 ) -> dict[str, Any]:
     """`accuracy` is null, and the remark beside it says how it is measured, if students were not trained."""
-    unmeasured = {"accuracy_remark": "not measured; diver export --accuracy-lost measures it"} if accuracy is None else {}
+    remark = "not measured; diver export --accuracy-lost measures it"
     return {
         "form": form,
         "dataset": distilled.dataset,
@@ -75,7 +75,7 @@ def pixels_meta(
         "lr": learned_rate(distilled),
         "digest": distilled.digest(),
         "accuracy": accuracy,
-        **unmeasured,
+        **({"accuracy_remark": remark} if accuracy is None else {}),
     }
 
 
