@@ -338,6 +338,41 @@ def test_stopped_recovery_of_a_released_file_finds_the_same_copy(
     assert not list(tmp_path.glob(".*"))
 
 
+def test_settings_that_a_command_lacks_are_given_to_import(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def error(*arguments: str) -> str:
+        assert run(monkeypatch, *arguments) == 2
+        text = capsys.readouterr().err
+        assert len(text.strip().splitlines()) == 1
+        return text
+
+    # Names of settings in the path ask for nothing.
+    folders, unsure = tmp_path / "cifar10-ipc", tmp_path / "cifar10-factor" / "images_best.pt"
+    for name in ("kitten", "puppy"):
+        (folders / name).mkdir(parents=True)
+    command = f"by `diver import {folders} --out SET.safetensors --class-order ...`"
+    assert command in error("info", str(folders)) and command in error("show", str(folders))
+    assert "by `diver import" not in error("import", str(folders), "--out", str(tmp_path / "out.safetensors"))
+    unsure.parent.mkdir()
+    torch.save(torch.rand(10, 3, 16, 16), unsure)
+    torch.save(torch.arange(10), unsure.with_name("labels_best.pt"))
+    # The one has --value-range itself, the other does not.
+    assert "set value_range" in (text := error("info", str(unsure))) and "by `diver" not in text
+    assert "SET.safetensors --value-range ...`" in error("export", str(unsure), "--out", str(tmp_path / "out"))
+
+
+def test_both_sides_are_compared_with_the_datasets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "cifar10.pt"
+    for height, told in ((16, True), (32, False)):
+        torch.save({"data": [[torch.randn(10, 3, height, 32), torch.arange(10)]]}, path)
+        assert run(monkeypatch, "info", str(path)) == 0
+        said = "its images are 16 x 32 pixels, and those of cifar10 are 32 x 32"
+        assert (said in capsys.readouterr().out) == told
+
+
 @pytest.mark.parametrize(
     ("name", "dataset"),
     [
@@ -625,6 +660,18 @@ def test_exported_images_come_back(monkeypatch: pytest.MonkeyPatch, released_fil
     assert run(monkeypatch, "import", str(out), "--out", str(tmp_path / "back.safetensors")) == 0
     back = DistilledSet.read(tmp_path / "back.safetensors")
     assert back.value_range.kind == "unit" and len(back.images) == 10
+
+
+def test_exported_table_is_not_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], set_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "hub"
+    assert run(monkeypatch, "export", str(set_file), "--form", "parquet", "--out", str(out)) == 0
+    table = capsys.readouterr().out.split()[0]
+    for path in (str(out), table):
+        assert run(monkeypatch, "import", path, "--out", str(tmp_path / "back.safetensors")) == 2
+        error = capsys.readouterr().err
+        assert "a Parquet table" in error and len(error.strip().splitlines()) == 1
 
 
 def test_distill_makes_a_set(

@@ -54,7 +54,7 @@ def make(**changes: Any) -> DistilledSet:
         ipc=IPC,
         value_range=CIFAR,
         labels=torch.arange(10).repeat_interleave(IPC),
-        steps=(Step("dm", {"iterations": 3}, 5),),
+        steps=(Step("dm", {"iterations": 3}, 5, "c0de"),),
     )
     return replace(made, **changes)
 
@@ -106,7 +106,7 @@ def test_ddranking_gets_what_it_takes(tmp_path: Path) -> None:
     assert torch.equal(images, made.images)  # the same range: no bit changes
     meta = json.loads((tmp_path / "meta.json").read_text())
     assert meta["dataset"] == "CIFAR10" and meta["classes"] == list(CIFAR10) and meta["ipc"] == IPC
-    assert meta["steps"] == [{"method": "dm", "parameters": {"iterations": 3}, "seed": 5}]
+    assert meta["steps"] == [{"method": "dm", "parameters": {"iterations": 3}, "seed": 5, "code": "c0de"}]
     assert meta["digest"] == made.digest() and meta["lr"] is None
 
 
@@ -220,13 +220,16 @@ def test_dcbench_method_is_the_sets_own_or_asked_for(tmp_path: Path) -> None:
         export_dcbench(make(), tmp_path, "kmean")
 
 
-def test_dcbench_soft_labels_are_probabilities_where_they_are_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hard", [None, make().labels])
+def test_dcbench_soft_labels_are_probabilities_where_they_are_read(tmp_path: Path, hard: Tensor | None) -> None:
     soft = logits()
-    only_soft = make(labels=None, soft_labels=soft)
-    path = export_dcbench(only_soft, tmp_path, "dc")[0]
-    assert torch.equal(read(path)["data"][-1][1], soft.softmax(1))
+    made = make(labels=hard, soft_labels=soft)
+    path, meta = export_dcbench(made, tmp_path, "dc")
+    assert torch.equal(read(path)["data"][-1][1], soft.softmax(1)) and json.loads(meta.read_text())["labels"] == "soft"
     with pytest.raises(ExportError, match="soft labels"):
-        export_dcbench(only_soft, tmp_path, "tm")
+        export_dcbench(made, tmp_path, "tm")
+    *_, meta = export_dcbench(make(), tmp_path / "hard", "tm")
+    assert json.loads(meta.read_text())["labels"] == "hard"
 
 
 # Pixels of 8 bits
@@ -331,12 +334,15 @@ def test_parquet_holds_images_labels_and_their_description(tmp_path: Path, soft:
         ("cifar10-slice", "unknown", "No licence is stated for CIFAR-10"),
         ("fashion-mnist", "mit", "MIT licence"),
         ("imagefruit", "other", "non-commercial research"),
+        ("imagenette-224", "other", "non-commercial research"),
+        ("imagewoof5-64", "other", "non-commercial research"),
+        ("tinyimagenet-slice", "other", "non-commercial research"),
         ("my-cats", "unknown", "not known here"),
     ],
 )
 def test_card_says_what_the_table_is(tmp_path: Path, dataset: str, licence: str, words: str) -> None:
     soft, accuracy = logits(), {"before": 50.0}
-    chain = (Step("mtt", {"syn_lr": 0.02}, 5), Step("diver", {"gamma": 0.1}, 1))
+    chain = (Step("mtt", {"syn_lr": 0.02}, 5, "c0de"), Step("diver", {"gamma": 0.1}, 1))
     made = make(dataset=dataset, soft_labels=soft, steps=chain)
     table, path, _ = export_parquet(made, tmp_path, accuracy)
     card = DatasetCard.load(path)
@@ -347,7 +353,8 @@ def test_card_says_what_the_table_is(tmp_path: Path, dataset: str, licence: str,
     png = sum(len(row["bytes"]) for row in parquet.read_table(table)["image"].to_pylist())
     unit = CIFAR.to_unit(made.images)
     clipped = int((((unit * 255).round() < 0) | ((unit * 255).round() > 255)).sum())
-    assert words in text and made.digest() in text and '1. `mtt`, seed 5: `{"syn_lr":0.02}`' in text
+    assert words in text and made.digest() in text
+    assert '1. `mtt`, seed 5, code `c0de`: `{"syn_lr":0.02}`' in text and "2. `diver`, seed 1: `" in text
     assert (
         f"{clipped} of 61440 values" in text
         and "standardised with mean (0.4914" in text
@@ -357,6 +364,17 @@ def test_card_says_what_the_table_is(tmp_path: Path, dataset: str, licence: str,
     sizes = [png, 4 * made.images.numel(), 20 * (8 + 40), png + 20 * 48]
     assert [int(n) for n in re.findall(r"\| (\d+) \|", text)] == sizes
     assert '"before": 50.0' in text and text.isascii()
+
+
+def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
+    for export in (export_png, export_parquet):
+        *_, path = export(make(), tmp_path / export.__name__)
+        meta = json.loads(path.read_text())
+        assert meta["accuracy"] is None and "--accuracy-lost" in meta["accuracy_remark"]
+    text = (tmp_path / "export_parquet" / "README.md").read_text()
+    assert "was not measured; `diver export --accuracy-lost` measures it." in text and "\n\n\n" not in text
+    *_, path = export_png(make(), tmp_path / "measured", {"before": 50.0})
+    assert "accuracy_remark" not in json.loads(path.read_text())
 
 
 def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -1,5 +1,6 @@
 """Sets as others release them: each layout is read as what it is, doubt is said or refused, no code in files runs."""
 
+import json
 import os
 import pickle
 from collections import OrderedDict
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 from diver.config.distill import ReleasedConfig
 from diver.data.subsets import subsets
-from diver.exports import export_dcbench, export_ddranking, export_png, rounded
+from diver.exports import export_dcbench, export_ddranking, export_parquet, export_png, rounded
 from diver.importers import FORMS, Found, import_set
 from diver.sets import (
     IMAGENET,
@@ -156,11 +157,28 @@ def with_nan() -> Tensor:
         (released(noise(6, 4, 4, 4), HARD), "toy has 3 channels"),
         (released(noise(6, 4), HARD), "not numbers [N, C, H, W]"),
         (released(noise(), HARD, {"ConvNet": "high"}), "accs_all_exps: ConvNet"),
+        (released(noise(), HARD, {"ConvNet": [0.5, float("nan")]}), "accs_all_exps: ConvNet.1"),
+        (released(noise(), HARD, {"ConvNet": [[float("inf")]]}), "accs_all_exps: ConvNet.0"),
+        (released(noise().to_sparse(), HARD), "a tensor that is sparse"),
+        (released(noise(), HARD.to_sparse()), "a tensor that is sparse"),
+        ([noise(), HARD.to_sparse()], "a tensor that is sparse"),
     ],
 )
 def test_files_of_another_form_are_refused(tmp_path: Path, content: Any, message: str) -> None:
     torch.save(content, tmp_path / "set.pt")
     assert message in refusal(tmp_path / "set.pt")
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_pairs_of_other_tensors_are_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path / "run", images_best=noise(), labels_best=torch.tensor(0))
+    assert "labels_best.pt: one number, a tensor of shape []" in str(pytest.raises(SetError, read, folder).value)
+    save(folder, labels_best=HARD.to_sparse())
+    assert "labels_best.pt: holds a tensor that is sparse" in str(pytest.raises(SetError, read, folder).value)
+    save(folder, labels_best=HARD, images_best=torch.quantize_per_tensor(noise(), 0.1, 0, torch.qint8))
+    assert "images_best.pt: holds a tensor that is quantised" in str(pytest.raises(SetError, read, folder).value)
+    save(folder, images_best=noise(), lr_best=torch.ones(1).to_sparse())
+    assert "lr_best.pt: holds a tensor that is sparse" in str(pytest.raises(SetError, read, folder).value)
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
@@ -375,20 +393,37 @@ def test_value_range_is_told_from_the_values(tmp_path: Path, images: Tensor, kin
 
 def test_value_range_that_nothing_fits_is_refused_unless_given(tmp_path: Path) -> None:
     path = tmp_path / "data_1.pt"
-    for images in (255 * torch.rand(6, 3, 4, 4), 1 + torch.rand(6, 3, 4, 4), 500 * noise()):
+    for images in (1 + torch.rand(6, 3, 4, 4), 500 * noise()):
         torch.save([images, HARD], path)
         assert "set value_range" in refusal(path)
         assert read(path, value_range="symmetric").distilled.value_range == SYMMETRIC
+    torch.save([255 * torch.rand(6, 3, 4, 4), HARD], path)
+    assert "divide them by 255" in refusal(path) and "set value_range" not in refusal(path)
     torch.save([torch.full((6, 3, 4, 4), 300), HARD], path)
     assert "not pixels of 8 bits" in refusal(path)
     torch.save([torch.zeros(6, 3, 4, 4, dtype=torch.uint8), HARD], path)
     assert "leave value_range at auto" in refusal(path, value_range="dataset")
 
 
-def test_unit_images_in_a_standardised_form_are_remarked_on(tmp_path: Path) -> None:
+def test_unit_images_in_a_standardised_form_need_a_range(tmp_path: Path) -> None:
     folder = save(tmp_path / "run", images_best=torch.rand(6, 3, 4, 4), labels_best=HARD)
-    assert read(folder).distilled.value_range == CIFAR and said(read(folder), "they would fit [0, 1] too")
+    assert "set value_range to dataset or unit" in refusal(folder)
+    assert read(folder, value_range="dataset").distilled.value_range == CIFAR
     assert read(folder, value_range="unit").distilled.value_range == UNIT
+    torch.save(torch.zeros(6, 3, 4, 4), folder / "images_best.pt")
+    assert read(folder).distilled.value_range == CIFAR and said(read(folder), "all are equal")
+
+
+def test_pixels_stored_as_floats_are_told_from_whole_numbers(tmp_path: Path) -> None:
+    pixels = torch.arange(288).remainder(256).view(6, 3, 4, 4).float()
+    folder = save(tmp_path / "run", images_best=pixels, labels_best=HARD)
+    found = read(folder)
+    assert torch.equal(found.distilled.images, pixels / 255) and found.distilled.value_range == UNIT
+    assert said(found, "pixels of 8 bits stored as floats")
+    torch.save(pixels * 0.99, folder / "images_best.pt")
+    assert "divide them by 255" in refusal(folder) and "set value_range" not in refusal(folder)
+    torch.save(pixels - 100, folder / "images_best.pt")
+    assert "set value_range to dataset" in refusal(folder)
 
 
 # Folders of images
@@ -421,25 +456,39 @@ def pixels_of(found: Found) -> list[np.ndarray]:
         (["new000", "new001", "new002"], "folders are numbers"),
         (["00000", "00001", "00002"], "folders are numbers"),
         (["0", "1", "2"], "folders are numbers"),
-        (["0000-n03", "0001-n01", "0002-n02"], "folders are numbers"),
+        (["0000-n01", "0001-n02", "0002-n03"], "folders are numbers"),
     ],
 )
 def test_image_folders_in_the_order_of_the_classes(tmp_path: Path, folders: list[str], note: str) -> None:
     drawn = paint(tmp_path / "set", folders, ipc=11)
     (tmp_path / "set" / ".cache").mkdir()
     (tmp_path / "set" / folders[0] / "notes.txt").write_text("no image")
-    found = read(tmp_path / "set", classes=WNIDS)
+    classes = WNIDS if folders[0] == "n03" else tuple(sorted(WNIDS))
+    found = read(tmp_path / "set", classes=classes)
     assert found.form == "folder" and said(found, note) and found.distilled.value_range == UNIT
-    assert found.distilled.ipc == 11 and found.distilled.classes == WNIDS
+    assert found.distilled.ipc == 11 and found.distilled.classes == classes
     for got, expected in zip(pixels_of(found), [p for name in folders for p in drawn[name]], strict=True):
         assert np.array_equal(got, expected)
 
 
 def test_ten_unpadded_folders_are_in_numeric_order(tmp_path: Path) -> None:
-    classes = tuple(f"class {i}" for i in range(11))
+    classes = tuple(f"class {i:02}" for i in range(11))
     drawn = paint(tmp_path / "set", [str(i) for i in range(11)], ipc=1)
     found = read(tmp_path / "set", classes=classes)
     assert all(np.array_equal(a, drawn[str(i)][0]) for i, a in enumerate(pixels_of(found)))
+
+
+def test_numbered_folders_of_an_unsorted_dataset_need_an_order(tmp_path: Path) -> None:
+    drawn = paint(tmp_path / "set", ["0", "1", "2"], ipc=1)
+    message = refusal(tmp_path / "set", classes=WNIDS)
+    assert "(n03, n01, n02, ...) or of their sorted names (n01, n02, n03, ...)" in message and "class_order" in message
+    for order in (WNIDS, tuple(sorted(WNIDS))):
+        found = pixels_of(read(tmp_path / "set", classes=WNIDS, class_order=order))
+        expected = [drawn[str(order.index(name))][0] for name in WNIDS]
+        assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
+    (tmp_path / "set" / "meta.json").write_text(json.dumps({"classes": sorted(WNIDS)}))
+    told = read(tmp_path / "set", classes=WNIDS)
+    assert said(told, "in the order of meta.json") and np.array_equal(pixels_of(told)[0], drawn["2"][0])
 
 
 def test_folders_that_tell_nothing_need_class_order(tmp_path: Path) -> None:
@@ -552,7 +601,7 @@ def test_ddranking_export_is_read_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["dc", "tm", "random", "kmeans"])
 def test_dcbench_exports_are_read_back(tmp_path: Path, method: str) -> None:
-    made = ours()
+    made = ours(soft_labels=None)
     image_file = export_dcbench(made, tmp_path, method)[0]
     found = import_set(image_file, "cifar10", made.classes, IMAGENET)
     assert found.form == {"dc": "dc", "tm": "mtt"}.get(method, "dcbench")
@@ -581,6 +630,13 @@ def test_png_export_is_read_back_to_the_pixel(tmp_path: Path) -> None:
     (tmp_path / "png" / "soft_labels.safetensors").write_bytes(b"no")
     with pytest.raises(SetError, match=r"soft_labels\.safetensors: truncated"):
         import_set(tmp_path / "png", "cifar10", made.classes, CIFAR)
+
+
+def test_parquet_export_is_for_others(tmp_path: Path) -> None:
+    table, *_ = export_parquet(ours(), tmp_path / "hub")
+    for path in (tmp_path / "hub", table.parent, table):
+        for form in ("auto", "folder"):
+            assert "a Parquet table" in (message := refusal(path, form=form)) and "PNG" in message
 
 
 # Files as they were released

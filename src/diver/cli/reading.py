@@ -21,6 +21,9 @@ RANGES = ("auto", "dataset", "unit", "symmetric")
 # What the subsets of ImageNet are called in names of released files, where it is not their own name.
 SPOKEN = re.compile(r"imagenet[-_ ]?(nette|woof|meow|squawk|fruit|yellow)s?")
 
+# How messages of an import name the settings that only `diver import` has options for.
+IMPORT_SETTINGS = re.compile(r"\b(class_order|factor|ipc|value_range|(?<=set )form)\b")
+
 
 def dataset_names() -> list[str]:
     """Datasets of config/datasets and the subsets of ImageNet."""
@@ -110,7 +113,7 @@ def import_found(
     class_order: Sequence[str] | None = None,
 ) -> "Found":
     """A set that others have released, with what was found out about it."""
-    from diver.importers import FORMS, import_set
+    from diver.importers import FORMS, import_set, refuse_table
 
     known(value_range, RANGES, "--value-range")
     known(form, ["auto", *FORMS], "--form")
@@ -119,29 +122,47 @@ def import_found(
 
         with mendable():
             dataset = DistilledSet.read(path).dataset
+    with mendable():
+        refuse_table(path)  # before its dataset is asked for
     name = dataset or guessed_dataset(path)
     classes, standard, size = dataset_facts(name)
     with mendable():
         found = import_set(path, name, classes, standard, form, value_range, ipc, factor, class_order)
-    pixels = found.distilled.images.shape[-1]
-    if size in (None, pixels):
+    height, width = found.distilled.images.shape[-2:]
+    if size is None or height == width == size:
         return found
-    return replace(found, notes=(*found.notes, f"its images are {pixels} pixels wide, and those of {name} are {size}"))
+    note = f"its images are {height} x {width} pixels, and those of {name} are {size} x {size}"
+    return replace(found, notes=(*found.notes, note))
 
 
-def read_any(path: Path, dataset: str | None = None, value_range: str = "auto") -> "tuple[DistilledSet, Found | None]":
-    """A set of ours, or one that others have released, with what was found out about it."""
+def _import_command(message: str, path: Path, has_range: bool) -> str:
+    """The `diver import` with the options for the settings that a message asks for, or "" where it names none."""
+    named = dict.fromkeys(IMPORT_SETTINGS.findall(message.replace(str(path), "")))
+    options = [f"--{name.replace('_', '-')} ..." for name in named if not (has_range and name == "value_range")]
+    return f"; by `diver import {path} --out SET.safetensors {' '.join(options)}`" if options else ""
+
+
+def read_any(
+    path: Path, dataset: str | None = None, value_range: str | None = None
+) -> "tuple[DistilledSet, Found | None]":
+    """A set of ours, or one that others have released, with what was found out about it.
+
+    `value_range`: what --value-range says, None in a command that has no such option.
+    """
     from diver.sets import DistilledSet
 
     if is_ours(path):
-        if value_range != "auto":
+        if value_range not in (None, "auto"):
             raise UserError(f"--value-range {value_range}: {path} says itself what its values are; leave it out")
         return DistilledSet.read(path), None
-    found = import_found(path, dataset, value_range)
+    try:
+        found = import_found(path, dataset, value_range or "auto")
+    except UserError as error:
+        raise UserError(f"{error}{_import_command(str(error), path, value_range is not None)}") from None
     return found.distilled, found
 
 
-def read_set(path: Path, dataset: str | None = None, value_range: str = "auto") -> "DistilledSet":
+def read_set(path: Path, dataset: str | None = None, value_range: str | None = None) -> "DistilledSet":
     """`read_any`, saying on stderr how a released set is read."""
     distilled, found = read_any(path, dataset, value_range)
     if found:

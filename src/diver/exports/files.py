@@ -41,8 +41,8 @@ def write_files(
 
 
 def chain(distilled: DistilledSet) -> list[dict[str, Any]]:
-    """How the set came about, as a meta.json has it."""
-    return [{"method": s.method, "parameters": s.parameters, "seed": s.seed} for s in distilled.steps]
+    """How the set came about, as a meta.json has it; `code` is the digest of the code that ran."""
+    return [{"method": s.method, "parameters": s.parameters, "seed": s.seed, "code": s.code} for s in distilled.steps]
 
 
 def class_major_labels(distilled: DistilledSet) -> Tensor:

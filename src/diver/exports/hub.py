@@ -12,7 +12,7 @@ from pyarrow import parquet
 from diver.data.subsets import subsets
 from diver.exports.files import check_folder, class_major_labels, write_files
 from diver.exports.images import pixels_meta, png_files
-from diver.sets import DistilledSet, learned_rate
+from diver.sets import DistilledSet, Step, learned_rate
 from diver.tensorfile import canonical_json
 
 # Identifier of the hub, and what the authors of the images state, by dataset; a name that goes on after "-" is a part.
@@ -25,7 +25,8 @@ _LICENCES = {
 
 
 def _licence(dataset: str) -> tuple[str, str]:
-    if dataset in subsets() or dataset in ("imagenet1k", "tinyimagenet"):
+    # Also of parts and sizes of these, such as imagenette-224 or imagewoof5-64.
+    if dataset.startswith(("imagenet", "tinyimagenet", *subsets())):
         dataset = "imagenet"
     known = [key for key in _LICENCES if dataset == key or dataset.startswith(f"{key}-")]
     return _LICENCES[known[0]] if known else ("unknown", "the licence of the images is not known here")
@@ -74,7 +75,9 @@ The set's values are {kind}{statistics}. Here they are pixels of 8 bits.
 Clipped, because they lay outside [0, 1]: {clipped} of {values} values ({share:.2%}), by {largest_clipping:.3g} at most.
 The others moved by {largest_rounding_error:.2g} at most.
 Bring the pixels, divided by 255, to the scale that a network is trained on.
+
 {accuracy}
+
 ## Labels
 
 {labels}
@@ -100,6 +103,13 @@ where accuracy or fairness matters.
 """
 
 
+def _step(step: Step) -> str:
+    """One link of the chain, as the card has it."""
+    seed = "" if step.seed is None else f", seed {step.seed}"
+    code = f", code `{step.code}`" if step.code else ""
+    return f"`{step.method}`{seed}{code}: `{canonical_json(step.parameters)}`"
+
+
 def _card(distilled: DistilledSet, meta: dict[str, Any], images: list[bytes]) -> DatasetCard:
     made = " + ".join(step.method for step in distilled.steps) or "no recorded method"
     identifier, licence = _licence(distilled.dataset)
@@ -115,10 +125,7 @@ def _card(distilled: DistilledSet, meta: dict[str, Any], images: list[bytes]) ->
     )
     if identifier == "other":
         front["license_name"] = "imagenet-terms"
-    chain = [
-        f"{i}. `{step.method}`{'' if step.seed is None else f', seed {step.seed}'}: `{canonical_json(step.parameters)}`"
-        for i, step in enumerate(distilled.steps, 1)
-    ]
+    chain = [f"{i}. {_step(step)}" for i, step in enumerate(distilled.steps, 1)]
     rate = learned_rate(distilled)
     labels = ["`label` is the class."]
     if soft is not None:
@@ -127,7 +134,8 @@ def _card(distilled: DistilledSet, meta: dict[str, Any], images: list[bytes]) ->
         labels.append(f"The method learned a rate for students: {rate:.6g}.")
     png, label_bytes = sum(map(len, images)), count * (8 + (0 if soft is None else 4 * soft.shape[1]))
     statistics = f" with mean {meta['value_range']['mean']} and deviation {meta['value_range']['std']}"
-    lost = f"\nWhat students lose by it:\n\n```json\n{json.dumps(meta.get('accuracy'), indent=2)}\n```\n"
+    lost = f"What students lose by it:\n\n```json\n{json.dumps(meta['accuracy'], indent=2)}\n```"
+    unmeasured = "What students lose by it was not measured; `diver export --accuracy-lost` measures it."
     return DatasetCard(
         _CARD.format(
             front=front.to_yaml(),
@@ -144,7 +152,7 @@ def _card(distilled: DistilledSet, meta: dict[str, Any], images: list[bytes]) ->
             statistics=statistics if kind == "standardised" else "",
             share=meta["pixels"]["clipped"] / meta["pixels"]["values"],
             **meta["pixels"],
-            accuracy=lost if "accuracy" in meta else "",
+            accuracy=unmeasured if meta["accuracy"] is None else lost,
             labels=" ".join(labels),
             png=png,
             raw=4 * distilled.images.numel(),
@@ -161,7 +169,7 @@ def export_parquet(distilled: DistilledSet, out_dir: str | Path, accuracy: dict[
     data/train-00000-of-00001.parquet, as the `datasets` library reads it: image (PNG of 8 bits, clipped to [0, 1]),
     label (int64, with the names of the classes) and soft_label (float32 logits), if the set has any; README.md: the
     card, with the chain of methods, licence of the source, sizes and what was clipped; meta.json: the same for
-    programs, with `accuracy`, what students lose by rounding, if that is given. Raises ExportError.
+    programs, with `accuracy`, what students lose by rounding, null if that is not given. Raises ExportError.
     """
     out = Path(out_dir)
     images, facts = png_files(distilled)

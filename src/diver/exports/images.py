@@ -60,7 +60,9 @@ def png_files(distilled: DistilledSet) -> tuple[list[bytes], dict[str, Any]]:
 def pixels_meta(
     form: str, distilled: DistilledSet, facts: dict[str, Any], accuracy: dict[str, Any] | None
 ) -> dict[str, Any]:
-    meta = {
+    """`accuracy` is null, and the remark beside it says how it is measured, if students were not trained."""
+    remark = "not measured; diver export --accuracy-lost measures it"
+    return {
         "form": form,
         "dataset": distilled.dataset,
         "ipc": distilled.ipc,
@@ -72,8 +74,9 @@ def pixels_meta(
         "steps": chain(distilled),
         "lr": learned_rate(distilled),
         "digest": distilled.digest(),
+        "accuracy": accuracy,
+        **({"accuracy_remark": remark} if accuracy is None else {}),
     }
-    return meta if accuracy is None else {**meta, "accuracy": accuracy}
 
 
 _UNSAFE = re.compile(r"[^\w.-]+")
@@ -84,7 +87,8 @@ def export_png(distilled: DistilledSet, out_dir: str | Path, accuracy: dict[str,
 
     {number}-{class}/{i}.png: pixels clipped to [0, 1] and rounded to 8 bits; soft_labels.safetensors: float32 [N, K]
     logits, if the set has any; meta.json: what this is, how many values were clipped, the largest rounding error, and
-    `accuracy`, what students lose by it, if that is given. Raises ExportError, also if the folder holds other files.
+    `accuracy`, what students lose by it, null if that is not given. Raises ExportError, also if the folder holds other
+    files.
     """
     out = Path(out_dir)
     images, facts = png_files(distilled)

@@ -104,8 +104,10 @@ def _for_judge(distilled: DistilledSet, known: Mapping[str, JudgedDataset], judg
     )
 
 
-def _meta(form: str, original: DistilledSet, exported: DistilledSet, known: JudgedDataset) -> dict[str, Any]:
-    """`digest` is the original set's, by which the study's table of students names it."""
+def _meta(
+    form: str, original: DistilledSet, exported: DistilledSet, known: JudgedDataset, labels: str
+) -> dict[str, Any]:
+    """`labels`: which are written; `digest`: the original set's, by which the study's table of students names it."""
     return {
         "form": form,
         "dataset": known.name,
@@ -115,7 +117,7 @@ def _meta(form: str, original: DistilledSet, exported: DistilledSet, known: Judg
         "mean": list(known.mean),
         "std": list(known.std),
         "shape": list(exported.images.shape),
-        "labels": "hard" if original.soft_labels is None else "soft",
+        "labels": labels,
         "steps": chain(original),
         "lr": learned_rate(original),
         "digest": original.digest(),
@@ -138,7 +140,8 @@ def export_ddranking(distilled: DistilledSet, out_dir: str | Path) -> list[Path]
         "soft.pt": exported.soft_labels,
         "lr.pt": None if rate is None else torch.tensor(rate),
     }
-    meta = _meta("ddranking", distilled, exported, DDRANKING[distilled.dataset])
+    written = "hard" if exported.soft_labels is None else "soft"
+    meta = _meta("ddranking", distilled, exported, DDRANKING[distilled.dataset], written)
     kept = {name: tensor for name, tensor in files.items() if tensor is not None}
     return write_files(Path(out_dir), kept, meta, stale=("soft.pt", "lr.pt"))
 
@@ -169,8 +172,8 @@ def export_dcbench(distilled: DistilledSet, out_dir: str | Path, method: str | N
     """Write {METHOD}/{dataset}/IPC{n}/ as DC-BENCH looks for it under `distilled_results`; return the paths.
 
     `method` is the DC-BENCH loader to write for; by default the set's own, if a single step of that name made it.
-    Images as for DD-Ranking, with DC-BENCH's constants. A set with soft labels only is written with probabilities,
-    which only the loaders of dc, dsa and dm keep. Raises ExportError.
+    Images as for DD-Ranking, with DC-BENCH's constants. Soft labels are written as probabilities, in place of hard
+    ones, and only the loaders of dc, dsa and dm keep them. Raises ExportError.
     """
     own = distilled.steps[0].method if len(distilled.steps) == 1 else None
     chosen = method or {"mtt": "tm", "k_means": "kmeans"}.get(own or "", own)
@@ -180,17 +183,17 @@ def export_dcbench(distilled: DistilledSet, out_dir: str | Path, method: str | N
         asked = f"method {method!r} is unknown to DC-BENCH" if method else f"DC-BENCH has no loader for {made!r}"
         raise ExportError(f"{asked}; choose whose layout to write with --method: {hint}")
     exported = _for_judge(distilled, DCBENCH, "DC-BENCH")
-    labels = class_major_labels(exported)
-    if exported.labels is None and exported.soft_labels is not None:
+    labels, written = class_major_labels(exported), "hard"
+    if exported.soft_labels is not None:
         if chosen not in ("dc", "dsa", "dm"):
             raise ExportError(
                 f"the set has soft labels, which the loader of {chosen!r} drops: use --method dc, dsa or dm"
             )
-        labels = exported.soft_labels.softmax(1)
+        labels, written = exported.soft_labels.softmax(1), "soft"
     known = DCBENCH[distilled.dataset]
     folder = Path(out_dir) / _FOLDERS[chosen] / known.name / f"IPC{exported.ipc}"
     if Path(out_dir).is_file():
         raise ExportError(f"{out_dir} is a file: give a folder")
     check_folder(folder, "dcbench")
     files = _dcbench_files(chosen, known.name, exported.ipc, exported.images.contiguous(), labels)
-    return write_files(folder, files, {**_meta("dcbench", distilled, exported, known), "method": chosen})
+    return write_files(folder, files, {**_meta("dcbench", distilled, exported, known, written), "method": chosen})

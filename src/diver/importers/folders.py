@@ -37,8 +37,15 @@ def _class_folders(
         note = "folders are named as the classes" + (f"; {left} others are left out" if left else "")
         return [(path / name, i) for i, name in enumerate(classes)], tuple(classes), note
     if sorted(numbers) == list(range(len(classes))):
-        by = "meta.json" if about.classes else "the dataset"
-        note = f"folders are numbers, taken as labels in the order of {by}; set class_order if they number sorted names"
+        in_turn = sorted(classes)
+        if not about.classes and list(classes) != in_turn:
+            # Codes on image folders number sorted wnids, others the classes of their own list.
+            raise SetError(
+                f"{path}: folders are numbers ({names[0]!r}, ...), of the classes in the dataset's order "
+                f"({', '.join(classes[:3])}, ...) or of their sorted names ({', '.join(in_turn[:3])}, ...): set "
+                "class_order to all of them in the one that its code uses"
+            )
+        note = f"folders are numbers, taken as labels in the order of {'meta.json' if about.classes else 'the dataset'}"
         return sorted(zip(folders, numbers, strict=True), key=lambda pair: pair[1]), (), note
     shown = ", ".join(repr(name) for name in names[:3])
     raise SetError(

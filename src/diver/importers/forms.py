@@ -3,19 +3,20 @@
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from diver.config.base import first_fault
 from diver.importers.folders import read_folder
-from diver.importers.pickles import load_foreign, load_tensor
+from diver.importers.pickles import dense, load_foreign, load_tensor
 from diver.importers.source import FORMS, Source, read_about
 from diver.sets import SetError
 
-_Accuracies = TypeAdapter(dict[str, list[float | list[float]]])
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_Accuracies = TypeAdapter(dict[str, list[_Finite | list[_Finite]]])
 _IMAGES = re.compile(r"(?P<stem>.*?)images(?P<zca>_zca)?(?P<tag>|_best|_\d+)\.pt")
 
 
@@ -40,7 +41,7 @@ def _read_dc(path: Path, *_: Any) -> Source:
         accuracies = _Accuracies.validate_python(content.get("accs_all_exps", {}))
     except ValidationError as error:
         raise SetError(f"{path}: accs_all_exps: {first_fault(error)}") from error
-    images, labels = (t.detach() for t in data[-1])
+    images, labels = (dense(path, t) for t in data[-1])
     notes = [f"the last of {len(data)} experiments is taken"] if len(data) > 1 else []
     recorded = {name: _fractions(values) for name, values in accuracies.items() if values}
     return Source(images, labels, [path], notes, about=read_about(path.parent), accuracies=recorded)
@@ -56,7 +57,7 @@ def _read_ncfm(path: Path, *_: Any) -> Source:
     content = load_foreign(path)
     if not _two_tensors(content):
         raise SetError(f"{path}: not in the released form, a list of [images, labels]")
-    images, labels = (t.detach() for t in content)
+    images, labels = (dense(path, t) for t in content)
     return Source(images, labels, [path], [f"{path.name} is taken"])
 
 
@@ -87,7 +88,10 @@ def _whole(path: Path, files: list[Path]) -> Tensor:
     parts = [path] if path.is_file() else sorted(path.parent.glob(f"{path.stem}_[0-9].pt")) or [path]
     files += parts
     tensors = [load_tensor(part) for part in parts]
-    if len({t.shape[1:] for t in tensors}) > 1 or not all(t.ndim for t in tensors):
+    for part, tensor in zip(parts, tensors, strict=True):
+        if not tensor.ndim:
+            raise SetError(f"{part}: one number, a tensor of shape []: give an entry for each image")
+    if len({t.shape[1:] for t in tensors}) > 1:
         raise SetError(f"{path}: its parts have different shapes")
     return torch.cat(tensors)
 
@@ -123,7 +127,7 @@ def _read_pair(path: Path, *_: Any) -> Source:
 
 def _rate(path: Path) -> float:
     content = load_foreign(path)
-    value = content.detach().flatten().tolist() if isinstance(content, Tensor) else [content]
+    value = dense(path, content).flatten().tolist() if isinstance(content, Tensor) else [content]
     if len(value) != 1 or not isinstance(value[0], (int, float)) or not 0 < value[0] < float("inf"):
         raise SetError(f"{path}: not one positive learning rate; mend it or take it away")
     return float(value[0])
@@ -152,6 +156,16 @@ def _tagged(tags: Sequence[str], path: Path) -> str:
     if "" in tags and len(tags) > 1:
         raise SetError(f"{path}: holds images.pt and images{_newest(tags)}.pt: give the file, or set form")
     return "ddranking" if "" in tags else "glad" if any(re.fullmatch(r"_0\d{4}", tag) for tag in tags) else "mtt"
+
+
+def refuse_table(path: Path) -> None:
+    """Raise SetError for a hub's Parquet table, or the folder of one: it is an export for others."""
+    tables = [path] if path.suffix == ".parquet" else [*path.glob("*.parquet"), *path.glob("data/*.parquet")]
+    if tables and path.exists():
+        raise SetError(
+            f"{path}: a Parquet table, which is for others and is not read back: import the set's safetensors file, or "
+            "its folder of PNG images"
+        )
 
 
 def detect(path: Path) -> str:

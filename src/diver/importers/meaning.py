@@ -41,6 +41,11 @@ def range_of(
         except ValueError as error:
             raise SetError(f"{path}: meta.json: {error}; mend it or take it away") from error
         return images, stated, f"{span}, standardised with the mean and deviation in meta.json"
+    bytes_like = low >= 0 and _LARGE < high <= 255
+    if bytes_like and torch.equal(images, images.round()):
+        return images / 255, UNIT, f"{span}, all whole: pixels of 8 bits stored as floats, read as [0, 1]"
+    if bytes_like:
+        raise SetError(f"{path}: {span} look like pixels from 0 to 255: divide them by 255")
     spread = float(images.std()) if images.numel() > 1 else 0.0
     fits_unit = low >= 0 and high <= 1
     if form in _STANDARDISED:
@@ -53,7 +58,12 @@ def range_of(
             raise SetError(
                 f"{path}: {span} are too far out for standardised images: set value_range to dataset to keep them"
             )
-        doubt = "; they would fit [0, 1] too: if they are, set value_range: unit" if fits_unit else ""
+        if fits_unit and low < high:
+            raise SetError(
+                f"{path}: {span} may be standardised, as {form} stores images, or lie in [0, 1]: set value_range to "
+                "dataset or unit"
+            )
+        doubt = "; all are equal, which fits [0, 1] too: if they are, set value_range: unit" if fits_unit else ""
         return (
             images,
             standard,

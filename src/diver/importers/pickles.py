@@ -47,8 +47,17 @@ def load_foreign(path: Path) -> Any:
         raise SetError(f"{path}: truncated, or not a file of tensors and numbers ({reason})") from error
 
 
+def dense(path: Path, tensor: Tensor) -> Tensor:
+    """A tensor without its gradient; SetError for one that is not an ordinary array of numbers in memory."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
+        kinds = {"quantised": tensor.is_quantized, "nested": tensor.is_nested, "without values": tensor.is_meta}
+        kind = next((name for name, holds in kinds.items() if holds), "sparse")
+        raise SetError(f"{path}: holds a tensor that is {kind}, not dense: save it as an ordinary tensor of numbers")
+    return tensor.detach()
+
+
 def load_tensor(path: Path) -> Tensor:
     content = load_foreign(path)
     if not isinstance(content, Tensor):
         raise SetError(f"{path}: holds {type(content).__name__}, not a tensor")
-    return content.detach()
+    return dense(path, content)
