@@ -71,7 +71,8 @@ test: setup ## Lint, check types and formats, run the tests; those that take min
 	@DIVER_SLOW=$(SLOW) $(BIN)/python -m pytest tests/workflow
 
 gpu: setup ## On a machine with a GPU: its tests, speed and published numbers, into results/gpu (GPU_HOURS=3).
-	@DC_PEER="$(DC_PEER)" MTT_PEER="$(MTT_PEER)" GPU_HOURS=$(GPU_HOURS) benchmarks/gpu.sh
+	@DC_PEER="$(DC_PEER)" MTT_PEER="$(MTT_PEER)" GLAD_PEER="$(GLAD_PEER)" GLAD_SET="$(GLAD_SET)" \
+	  GPU_HOURS=$(GPU_HOURS) benchmarks/gpu.sh
 
 $(RANKING)/.ready: requirements-ddranking.lock | $(VENV)/.ready
 	@echo "rank: creating $(RANKING) with DD-Ranking, on Python 3.11 or 3.12 (about 6 GB)"

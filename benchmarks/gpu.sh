@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that the project measures on a GPU, one thing after the other, on one that nothing else uses:
 #
-#     make gpu [DC_PEER=checkout] [MTT_PEER=checkout] [GPU_HOURS=3]
+#     make gpu [DC_PEER=checkout] [MTT_PEER=checkout] [GLAD_PEER=checkout GLAD_SET=set] [GPU_HOURS=3]
 #
 # The tests of the GPU first, then speed (students, distillers, recovery), networks on all training images, and stage 1
 # at its published settings, with GPU_HOURS divided among its runs. What each prints goes to results/gpu/NAME.txt too.
@@ -35,6 +35,12 @@ step students 1800 python benchmarks/students.py --sides plain ours ours-compile
 step distill 1800 python benchmarks/distill.py "${peers[@]}"
 step recover 3600 python benchmarks/recover.py
 if [ -f "$prepared" ]; then
+    if [ -n "${GLAD_PEER:-}" ] && [ -n "${GLAD_SET:-}" ]; then
+        step peer-glad 1800 python benchmarks/peer_glad.py --peer "$GLAD_PEER" --set "$GLAD_SET" --prepared "$prepared"
+    elif [ -n "${GLAD_PEER:-}${GLAD_SET:-}" ]; then
+        failed=1
+        echo "peer-glad: left out, it takes both GLAD_PEER (checkout) and GLAD_SET (a set of CIFAR-10)"
+    fi
     for network in convnet-3 resnet18-dd; do
         step "full-data-$network" 900 diver teach --prepared "$prepared" --network "$network" --out "$out/$network.safetensors"
     done

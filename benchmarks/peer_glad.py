@@ -29,6 +29,7 @@ from diver.report.statistics import t_interval
 from diver.sets import DistilledSet
 from diver.students import evaluate_set
 from diver.students.evaluate import student_images
+from diver.workers import best_device
 
 # Peer's name -> ours. Both at the width and depth of the published evaluation.
 NETWORKS = {
@@ -80,6 +81,7 @@ def our_accuracies(arguments: argparse.Namespace, distilled: DistilledSet, data:
         range(arguments.seeds),
         progress=lambda *_: None,
         workers=os.cpu_count() or 1,
+        device=best_device(),
     )
     return [row["accuracy_last"] for row in rows]
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -492,6 +493,22 @@ def test_evaluation_is_a_table_a_csv_and_json(
     assert [str(row["accuracy_last"]) for row in json.loads(capsys.readouterr().out)] == [
         row["accuracy_last"] for row in rows
     ]
+
+
+def test_soft_labels_that_are_not_used_are_said(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    prepared_file: Path,
+    tiny_set: DistilledSet,
+    tmp_path: Path,
+) -> None:
+    both = replace(tiny_set, soft_labels=torch.zeros(6, 3))
+    both.write(tmp_path / "both.safetensors")
+    command = ["evaluate", str(tmp_path / "both.safetensors"), "--prepared", str(prepared_file), *QUICK]
+    assert run(monkeypatch, *command) == 0
+    assert capsys.readouterr().err.count("--set labels=own") == 1
+    assert run(monkeypatch, *command, "--set", "labels=own") == 0
+    assert "--set labels=own" not in capsys.readouterr().err
 
 
 def test_a_set_that_does_not_fit_is_refused_before_another_is_trained_on(

@@ -392,6 +392,16 @@ def test_the_papers_study_is_planned_without_imagenet_or_a_hub() -> None:
     assert "train_experts" in plan.stdout + plan.stderr
 
 
+def test_soft_labels_that_no_method_of_the_study_makes_are_refused() -> None:
+    content = edit("students/protocol/labels", "soft")
+    with pytest.raises(
+        ConfigError, match=r"protocol.labels: 'soft' is for .* of random, dm.* have hard ones; take own"
+    ):
+        check_study(content, "study.yaml", ROOT, planning=True)
+    content["students"]["protocol"]["labels"] = "own"
+    check_study(content, "study.yaml", ROOT, planning=True)
+
+
 def test_what_is_known_of_classes_and_priors(tmp_path: Path) -> None:
     assert images_per_class(load_dataset_spec(ROOT / "config/datasets/imagewoof.yaml"), tmp_path) == 732
     assert images_per_class(load_dataset_spec(ROOT / "config/datasets/cifar10.yaml"), tmp_path) is None

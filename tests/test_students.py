@@ -674,6 +674,12 @@ def test_sets_that_do_not_fit_the_protocol(data: StudentData, prepared: Prepared
     soft = replace(distilled, labels=None, soft_labels=data.soft_labels)
     with pytest.raises(StudentError, match="takes hard ones; set protocol.labels to soft"):
         evaluate_set(soft, prepared, architecture, protocol("dc-eval"), [0])
+    both = replace(distilled, soft_labels=data.soft_labels)
+    hard = [
+        evaluate_set(one, prepared, architecture, protocol("dc-eval", epochs=2), [0], progress=quiet)[0]
+        for one in (both, distilled)
+    ]
+    assert hard[0]["train_loss_last"] == hard[1]["train_loss_last"]
     with pytest.raises(StudentError, match="set labels: hard"):
         evaluate_set(distilled, prepared, architecture, protocol("dc-eval", labels="soft"), [0])
     rows = evaluate_set(soft, prepared, architecture, protocol("dc-eval", labels="soft", epochs=2), [0], progress=quiet)

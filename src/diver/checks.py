@@ -29,6 +29,8 @@ SPECS = Path("config/datasets")
 NO_FILE = (PIXELS, TEACHER, "experts", "imagenet", NONE)
 # Kinds of priors that say nothing of the variance, as they stand in names of sources.
 UNLEARNED = ("sit", "stable-diffusion")
+# Stage-1 methods whose sets have soft labels, or may have them.
+SOFT = ("edf", "released")
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,13 @@ def _network_faults(study: Study, datasets: dict[str, DatasetSpec]) -> Iterator[
             yield (
                 f"{of['protocol']}.protocol.augmentation: {protocol.augmentation!r} is for 3 channels, and {dataset} "
                 f"has {spec.channels}; take another, as crop_flip"
+            )
+        used = [made for made in study.distill.items() if any(name == dataset for name, _ in study.places(made[1]))]
+        hard = [stage1 for stage1, made in used if made.method not in SOFT]
+        if hard and protocol.at(len(spec.classes)).labels == "soft":
+            yield (
+                f"{of['protocol']}.protocol.labels: 'soft' is for sets with soft labels, and those of "
+                f"{', '.join(hard)} have hard ones; take own, which is soft where a set has them"
             )
         for key in ("epochs", "batch"):
             for ipc in study.ipcs(dataset):

@@ -183,6 +183,8 @@ def chosen_evaluation(
         # Before students of any are trained.
         with mendable():
             check_set(one, data, chosen)
+    if chosen.labels == "hard" and any(one.soft_labels is not None for one in sets):
+        typer.echo("labels: hard, so soft labels of a set are not used; --set labels=own uses them", err=True)
     answering = load_teacher(teacher, data) if teacher and chosen.needs_teacher() else None
     return Evaluation(
         data,

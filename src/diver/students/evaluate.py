@@ -70,13 +70,16 @@ def check_set(distilled: DistilledSet, data: Prepared, protocol: Protocol) -> No
 
 
 def check_labels(distilled: DistilledSet, protocol: Protocol) -> None:
-    """Raise StudentError if the protocol is not for labels of the set's kind, saying what would fit."""
+    """Raise StudentError if the protocol is not for labels of the set's kind, saying what would fit.
+
+    A set that has both kinds is trained on with either, as EDF's is on hard ones by its paper.
+    """
     if protocol.labels == "soft" and distilled.soft_labels is None:
         raise StudentError(f"the set has hard labels, {protocol.name} is set to labels: soft; set labels: hard")
-    if protocol.labels == "hard" and distilled.soft_labels is not None:
+    if protocol.labels == "hard" and distilled.labels is None:
         raise StudentError(
-            f"the set has soft labels, {protocol.name} takes hard ones; set protocol.labels to soft, or to own where "
-            "sets differ (a departure, named in the output)"
+            f"the set has soft labels alone, {protocol.name} takes hard ones; set protocol.labels to soft, or to own "
+            "where sets differ (a departure, named in the output)"
         )
 
 
