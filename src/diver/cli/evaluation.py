@@ -149,7 +149,7 @@ def chosen_evaluation(
     from diver.config.protocols import PRESETS, Protocol, by_ipc
     from diver.config.study import load_study
     from diver.networks.weights import load_teacher
-    from diver.students import check_set
+    from diver.students import check_set, white
 
     if protocol:
         known(protocol, PRESETS, "--protocol")
@@ -185,6 +185,8 @@ def chosen_evaluation(
             check_set(one, data, chosen)
     if chosen.labels == "hard" and any(one.soft_labels is not None for one in sets):
         typer.echo("labels: hard, so soft labels of a set are not used; --set labels=own uses them", err=True)
+    if any(white(one, chosen) for one in sets):
+        typer.echo("white images (ZCA) where a set was learned on them; --set zca=false takes ordinary ones", err=True)
     answering = load_teacher(teacher, data) if teacher and chosen.needs_teacher() else None
     return Evaluation(
         data,

@@ -7,6 +7,7 @@ from diver.students.evaluate import (
     evaluate_set,
     set_data,
     train_teacher,
+    white,
     write_rows,
 )
 from diver.students.inputs import StudentData, StudentError
@@ -30,5 +31,6 @@ __all__ = [
     "student_protocol",
     "train_students",
     "train_teacher",
+    "white",
     "write_rows",
 ]
