@@ -73,6 +73,17 @@ def edit(keys: str, value: Any) -> dict[str, Any]:
         ("students/protocol/augmentation", "color_rotat", ["students.protocol.augmentation", "rotate"]),
         ("students/protocol/epoch", 3, ["students.protocol.epoch", "did you mean 'epochs'"]),
         ("students/architectures/resnet/network", "resnt", ["students.architectures.resnet.network", "resnet"]),
+        (
+            "students/full_data/protocol",
+            {"name": "full-data", "labels": "own"},
+            ["students.full_data.protocol: labels 'own'", "set labels: hard"],
+        ),
+        ("students/full_data/learning_rate", {"restnet": 0.1}, ["full_data.learning_rate", "did you mean 'resnet'"]),
+        (
+            "teacher/protocol",
+            {"name": "soft-rded"},
+            ["teacher.protocol: labels 'teacher' of soft-rded", "labels: hard"],
+        ),
         ("teacher", None, ["herding needs a teacher", "`network:`", "`source:`"]),
         ("teacher", {"source": "timm:resnet18"}, ["distill.herding: a teacher of timm", "give the path"]),
         ("teacher/network", "convent", ["teacher", "convnet"]),

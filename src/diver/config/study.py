@@ -178,6 +178,8 @@ class Study(Model):
             faults += self._teacher_faults()
         if not any(key.startswith("students") for key in taken):
             faults += self._role_faults()
+            rates = self.students.full_data.learning_rate if self.students.full_data is not None else {}
+            refer("students.full_data.learning_rate", list(rates), list(self.all_architectures()))
         return list(dict.fromkeys(faults))
 
     def _evaluation_faults(self) -> list[str]:
