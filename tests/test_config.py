@@ -403,6 +403,17 @@ def test_the_papers_study_is_planned_without_imagenet_or_a_hub() -> None:
     assert "train_experts" in plan.stdout + plan.stderr
 
 
+def test_batch_of_an_ipc_may_come_with_the_number_of_classes() -> None:
+    """RDED's batch at IPC 100 is said for the 200 classes of Tiny ImageNet alone."""
+    content = edit("students/protocol", {"name": "soft-rded"})
+    content |= {"datasets": ["tinyimagenet"], "ipc": [100]}
+    assert parse_study(content, "study.yaml").students.protocol.at(200).batch == 100
+    check_study(content, "study.yaml", ROOT, planning=True)
+    content["datasets"] = ["cifar10"]
+    with pytest.raises(ConfigError, match="students.protocol.batch: no entry for IPC 100"):
+        check_study(content, "study.yaml", ROOT, planning=True)
+
+
 def test_soft_labels_that_no_method_of_the_study_makes_are_refused() -> None:
     content = edit("students/protocol/labels", "soft")
     with pytest.raises(
