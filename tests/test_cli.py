@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from scipy import stats
 from diver import cli
 from diver.cli import common
 from diver.cli.comparison import Accuracies, compared, comparison_table
-from diver.cli.evaluation import QUICK_EPOCHS, reduced
+from diver.cli.evaluation import QUICK_EPOCHS, chosen_evaluation, reduced
 from diver.cli.files import EIGHT_BIT, EXPORTED, IMPORTED
 from diver.cli.reading import guessed_dataset
 from diver.config import distill, recover
@@ -268,6 +269,7 @@ def test_teacher_then_every_protocol_on_a_set(
     [
         (["--protocol", "glad-evla"], "did you mean 'glad-eval'"),
         (["--set", "epoch=3"], "did you mean 'epochs'"),
+        (["--set", "name=dc-eval"], "use --protocol dc-eval"),
         (["--architecture", "convnte"], "convnet"),
         (["--protocol", "soft-fkd"], "diver teach"),
     ],
@@ -509,6 +511,20 @@ def test_soft_labels_that_are_not_used_are_said(
     assert capsys.readouterr().err.count("--set labels=own") == 1
     assert run(monkeypatch, *command, "--set", "labels=own") == 0
     assert "--set labels=own" not in capsys.readouterr().err
+
+
+def test_rates_are_the_studys_only_with_its_protocol(prepared_file: Path, tiny_set: DistilledSet) -> None:
+    learned = replace(tiny_set, steps=(Step("mtt", {"syn_lr": 0.125}),))
+
+    def note(**options: Any) -> str:
+        return chosen_evaluation([learned], prepared_file, architectures="vit,convnet", **options).note()
+
+    assert "learning rates: ViT 0.1, ConvNet 0.01;" in note(set_=["epochs=2"])
+    assert "learning rates" not in note(set_=["learning_rate={other: 0.5}"])
+    of_dc = note(protocol="dc-eval")
+    assert "learning rates" not in of_dc and "that the set's method learned: 0.125" in of_dc
+    assert of_dc.endswith("accuracy that it reports: last")
+    assert note(protocol="hard-idc").endswith("accuracy that it reports: best") and "0.125" not in note()
 
 
 def test_a_set_that_does_not_fit_is_refused_before_another_is_trained_on(

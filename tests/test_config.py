@@ -73,6 +73,17 @@ def edit(keys: str, value: Any) -> dict[str, Any]:
         ("students/protocol/augmentation", "color_rotat", ["students.protocol.augmentation", "rotate"]),
         ("students/protocol/epoch", 3, ["students.protocol.epoch", "did you mean 'epochs'"]),
         ("students/architectures/resnet/network", "resnt", ["students.architectures.resnet.network", "resnet"]),
+        (
+            "students/full_data/protocol",
+            {"name": "full-data", "labels": "own"},
+            ["students.full_data.protocol: labels 'own'", "set labels: hard"],
+        ),
+        ("students/full_data/learning_rate", {"restnet": 0.1}, ["full_data.learning_rate", "did you mean 'resnet'"]),
+        (
+            "teacher/protocol",
+            {"name": "soft-rded"},
+            ["teacher.protocol: labels 'teacher' of soft-rded", "labels: hard"],
+        ),
         ("teacher", None, ["herding needs a teacher", "`network:`", "`source:`"]),
         ("teacher", {"source": "timm:resnet18"}, ["distill.herding: a teacher of timm", "give the path"]),
         ("teacher/network", "convent", ["teacher", "convnet"]),
@@ -390,6 +401,17 @@ def test_the_papers_study_is_planned_without_imagenet_or_a_hub() -> None:
     plan = command("snakemake", "distill", "-n", "--quiet", "host", "--configfile", "config/paper.yaml")
     assert plan.returncode == 0, plan.stderr
     assert "train_experts" in plan.stdout + plan.stderr
+
+
+def test_batch_of_an_ipc_may_come_with_the_number_of_classes() -> None:
+    """RDED's batch at IPC 100 is said for the 200 classes of Tiny ImageNet alone."""
+    content = edit("students/protocol", {"name": "soft-rded"})
+    content |= {"datasets": ["tinyimagenet"], "ipc": [100]}
+    assert parse_study(content, "study.yaml").students.protocol.at(200).batch == 100
+    check_study(content, "study.yaml", ROOT, planning=True)
+    content["datasets"] = ["cifar10"]
+    with pytest.raises(ConfigError, match="students.protocol.batch: no entry for IPC 100"):
+        check_study(content, "study.yaml", ROOT, planning=True)
 
 
 def test_soft_labels_that_no_method_of_the_study_makes_are_refused() -> None:

@@ -47,7 +47,9 @@ StudyOption = Annotated[
 ]
 ProtocolOption = Annotated[
     str | None,
-    typer.Option(help="A named protocol instead of the study's.", autocompletion=completed(protocol_names)),
+    typer.Option(
+        help="A named protocol and its rates instead of the study's.", autocompletion=completed(protocol_names)
+    ),
 ]
 DepartureOption = Annotated[
     list[str] | None, typer.Option("--set", help="Departure from the protocol, KEY=VALUE; repeatable.")
@@ -85,6 +87,8 @@ class Evaluation:
     memory_gb: float
     replay_seed: int
     teacher: "Trained | None"
+    # That the sets' methods learned, for networks without a rate of their own.
+    learned_rates: Sequence[float] = ()
 
     def rows(self, distilled: "DistilledSet", of: str = "", checkpoints: Path | None = None) -> dict[str, list[Row]]:
         """Rows of results of each architecture, a row per seed; `of` says in the progress which set it is.
@@ -121,11 +125,18 @@ class Evaluation:
         return found
 
     def note(self) -> str:
-        """What protocol it was, how it differs from the published one, and rates that networks have of their own."""
+        """What protocol it was, how it differs from the published one, rates that networks have of their own or sets
+        brought, and which accuracy counts."""
         departures, quirks = self.protocol.departures() or "none", self.protocol.quirks() or "none"
         own = [f"{one.label} {one.learning_rate:g}" for one in self.architectures.values() if one.learning_rate]
         rates = f"; learning rates: {', '.join(own)}" if own else ""
-        return f"protocol {self.protocol.name}; departures: {departures}; quirks of its released code: {quirks}{rates}"
+        if self.learned_rates and len(own) < len(self.architectures):
+            learned = ", ".join(f"{rate:g}" for rate in self.learned_rates)
+            rates += f"; learning rate that the set's method learned: {learned}"
+        return (
+            f"protocol {self.protocol.name}; departures: {departures}; quirks of its released code: {quirks}{rates}; "
+            f"accuracy that it reports: {self.protocol.reported}"
+        )
 
     def labels(self) -> dict[str, str]:
         """What each architecture, and the mean over them, is called in tables."""
@@ -149,12 +160,16 @@ def chosen_evaluation(
     from diver.config.protocols import PRESETS, Protocol, by_ipc
     from diver.config.study import load_study
     from diver.networks.weights import load_teacher
+    from diver.sets import learned_rate
     from diver.students import check_set, white
 
     if protocol:
         known(protocol, PRESETS, "--protocol")
     students = load_study(at_home(study)).students
     chosen = students.protocol
+    departed = {pair.partition("=")[0].strip(): pair.partition("=")[2] for pair in set_ or []}
+    if "name" in departed:
+        raise UserError(f"--set name={departed['name']}: use --protocol {departed['name']}")
     if protocol or set_:
         named = [f"name={protocol}"] if protocol else []
         chosen = settings([*named, *(set_ or [])], Protocol, {} if protocol else chosen.model_dump())
@@ -174,6 +189,9 @@ def chosen_evaluation(
             ) from None
     names = [*(architecture or []), *filter(None, map(str.strip, (architectures or "").split(",")))]
     wanted = {name: _architecture(name, students.architectures) for name in names} or students.architectures
+    if protocol or "learning_rate" in departed:
+        # The study's rates are tuned for its own protocol.
+        wanted = {name: one.model_copy(update={"learning_rate": None}) for name, one in wanted.items()}
     if chosen.needs_teacher() and teacher is None:
         raise UserError(
             f"protocol {chosen.name} needs a teacher's answers: --teacher FILE (made by `diver teach`) or timm:NAME"
@@ -187,6 +205,7 @@ def chosen_evaluation(
         typer.echo("labels: hard, so soft labels of a set are not used; --set labels=own uses them", err=True)
     if any(white(one, chosen) for one in sets):
         typer.echo("white images (ZCA) where a set was learned on them; --set zca=false takes ordinary ones", err=True)
+    learned = [rate for one in sets if (rate := learned_rate(one)) is not None] if chosen.learned_rate else []
     answering = load_teacher(teacher, data) if teacher and chosen.needs_teacher() else None
     return Evaluation(
         data,
@@ -197,6 +216,7 @@ def chosen_evaluation(
         students.memory_gb,
         students.replay_seed,
         answering,
+        list(dict.fromkeys(learned)),
     )
 
 

@@ -29,6 +29,19 @@ def _different(seeds: list[int]) -> list[int]:
 Seeds = Annotated[list[int], Field(min_length=1), AfterValidator(_different)]
 
 
+def _of_classes(chosen: Protocol) -> Protocol:
+    if chosen.labels != "hard":
+        raise ValueError(
+            f"labels {chosen.labels!r} of {chosen.name}: the training set has classes alone, and no teacher answers "
+            "here; set labels: hard"
+        )
+    return chosen
+
+
+# For the whole training set.
+HardProtocol = Annotated[Protocol, AfterValidator(_of_classes)]
+
+
 class Architecture(Model):
     """A student network."""
 
@@ -58,7 +71,7 @@ class Teacher(Model):
     )
     network: str | None = Field(None, description="Its network; not needed when the source says it.")
     options: dict[str, Any] = Field({}, description="Options of the network.")
-    protocol: Protocol = Field(protocol("full-data"), description="How it is trained on the whole training set.")
+    protocol: HardProtocol = Field(protocol("full-data"), description="How it is trained on the whole training set.")
     seed: int = Field(0, description="Seed of its weights and batches.")
 
     @model_validator(mode="after")
@@ -74,7 +87,7 @@ class Teacher(Model):
 class FullData(Model):
     """The ceiling of the tables: the same students on the whole training set."""
 
-    protocol: Protocol = Field(protocol("full-data"), description="A protocol that a whole training set bears.")
+    protocol: HardProtocol = Field(protocol("full-data"), description="A protocol that a whole training set bears.")
     seeds: Seeds | None = Field(None, description="Seeds; the students' when left out.")
     learning_rate: dict[str, float] = Field({}, description="Peak rate by architecture, instead of the protocol's.")
 

@@ -178,18 +178,25 @@ class Study(Model):
             faults += self._teacher_faults()
         if not any(key.startswith("students") for key in taken):
             faults += self._role_faults()
+            rates = self.students.full_data.learning_rate if self.students.full_data is not None else {}
+            refer("students.full_data.learning_rate", list(rates), list(self.all_architectures()))
         return list(dict.fromkeys(faults))
 
     def _evaluation_faults(self) -> list[str]:
-        """Datasets and IPCs for which a protocol has no epochs or batch."""
+        """Datasets and IPCs for which a protocol has no epochs or batch.
+
+        Keys that depend on the number of classes are examined where that is known (`diver.checks`).
+        """
         faults = []
         for dataset in self.datasets:
             own = self.students_of.get(dataset)
             owner = f"students_of.{dataset}" if own is not None and own.protocol is not None else "students"
-            for key in ("epochs", "batch"):
+            protocol = self.students_at(dataset).protocol
+            changed = {key for changes in protocol.by_classes.values() for key in changes}
+            for key in (key for key in ("epochs", "batch") if key not in changed):
                 for ipc in self.ipcs(dataset):
                     try:
-                        by_ipc(getattr(self.students_at(dataset).protocol, key), ipc, f"{owner}.protocol.{key}")
+                        by_ipc(getattr(protocol, key), ipc, f"{owner}.protocol.{key}")
                     except ValueError as fault:
                         faults.append(str(fault))
         return faults
