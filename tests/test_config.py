@@ -414,6 +414,12 @@ def test_batch_of_an_ipc_may_come_with_the_number_of_classes() -> None:
         check_study(content, "study.yaml", ROOT, planning=True)
 
 
+def test_more_patches_than_pixels_are_refused() -> None:
+    content = edit("students/protocol", {"name": "soft-rded", "patches": 33})
+    with pytest.raises(ConfigError, match="students.protocol.patches: 33 is more than the 32 pixels"):
+        check_study(content, "study.yaml", ROOT, planning=True)
+
+
 def test_soft_labels_that_no_method_of_the_study_makes_are_refused() -> None:
     content = edit("students/protocol/labels", "soft")
     with pytest.raises(

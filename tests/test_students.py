@@ -29,6 +29,7 @@ from diver.students import (
     StudentData,
     StudentError,
     StudentProtocol,
+    check_set,
     evaluate_full,
     evaluate_set,
     record_answers,
@@ -702,6 +703,12 @@ def test_sets_that_do_not_fit_the_protocol(data: StudentData, prepared: Prepared
     other = replace(distilled, images=distilled.images[:, :, :8, :8])
     with pytest.raises(StudentError, match="8 x 8; coloured takes 16 x 16"):
         evaluate_set(other, prepared, architecture, protocol("dc-eval"), [0])
+
+
+def test_pieces_smaller_than_a_pixel_are_refused(data: StudentData, prepared: Prepared) -> None:
+    check_set(coloured(data), prepared, protocol("soft-rded", patches=16))
+    with pytest.raises(StudentError, match="patches 17 of soft-rded is more than the 16 pixels"):
+        check_set(coloured(data), prepared, protocol("soft-rded", patches=17))
 
 
 def test_replayed_answers_of_another_set_are_refused(data: StudentData, prepared: Prepared) -> None:

@@ -130,6 +130,12 @@ def _network_faults(study: Study, datasets: dict[str, DatasetSpec]) -> Iterator[
                 f"{of['protocol']}.protocol.augmentation: {protocol.augmentation!r} is for 3 channels, and {dataset} "
                 f"has {spec.channels}; take another, as crop_flip"
             )
+        patches = protocol.at(len(spec.classes)).patches
+        if protocol.augmentation == "rded" and patches is not None and patches > spec.size:
+            yield (
+                f"{of['protocol']}.protocol.patches: {patches} is more than the {spec.size} pixels of a side of "
+                f"{dataset}'s images; take a divisor, as 2"
+            )
         used = [made for made in study.distill.items() if any(name == dataset for name, _ in study.places(made[1]))]
         hard = [stage1 for stage1, made in used if made.method not in SOFT]
         if hard and protocol.at(len(spec.classes)).labels == "soft":

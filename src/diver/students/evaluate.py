@@ -60,8 +60,14 @@ def _check_images(distilled: DistilledSet, data: Prepared) -> int:
 
 def check_set(distilled: DistilledSet, data: Prepared, protocol: Protocol) -> None:
     """Raise StudentError if students cannot be trained on the set by the protocol, saying what would fit."""
-    _check_images(distilled, data)
+    size = _check_images(distilled, data)
     check_labels(distilled, protocol)
+    patches = protocol.at(len(data.classes)).patches
+    if protocol.augmentation == "rded" and patches is not None and patches > size:
+        raise StudentError(
+            f"patches {patches} of {protocol.name} is more than the {size} pixels of an image's side; set "
+            "protocol.patches to a divisor, as 2"
+        )
     if protocol.augmentation in COLOURED and data.test_images.shape[1] != 3:
         raise StudentError(
             f"augmentation {protocol.augmentation!r} of {protocol.name} is for 3 channels, and {data.dataset} has "
