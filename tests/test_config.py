@@ -58,6 +58,8 @@ def edit(keys: str, value: Any) -> dict[str, Any]:
         ("studnets", {}, ["studnets", "did you mean 'students'"]),
         ("students/protocol/epoch", 3, ["students.protocol.epoch", "did you mean 'epochs'"]),
         ("students/seeds", [0, 1, 0], ["students.seeds", "seed 0 is given twice"]),
+        ("students/seeds", [2**64], ["students.seeds", "less than or equal"]),
+        ("students/protocol/betas", [2, 3], ["students.protocol.betas", "less than 1"]),
         ("teacher/options", {"norm": "btch"}, ["teacher: options.norm", "'batch'"]),
         ("students/architectures/convnet/rol", "proxy", ["rol", "did you mean 'role'"]),
         ("recover/diver/method", "divr", ["recover.diver", "did you mean 'diver'"]),

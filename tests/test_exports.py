@@ -490,6 +490,19 @@ def test_our_students_stand_beside(tmp_path: Path, digest: str | None, where: di
     assert found[0]["best_minus_judge_in_pooled_std"] == pytest.approx(math.sqrt(2))
 
 
+def test_our_students_of_the_command_line_stand_beside(tmp_path: Path) -> None:
+    """`diver evaluate --csv` has no column of scales."""
+    write_table(tmp_path / "all.csv", "abc")
+    with (tmp_path / "all.csv").open(newline="") as file:
+        rows = [{k: v for k, v in row.items() if k != "scale"} for row in csv.DictReader(file) if row["stage1"] == "dm"]
+    with (tmp_path / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    found = rank_set.our_accuracies(tmp_path / "results.csv", "abc", {}, [20.0, 21.0])
+    assert [entry["architecture"] for entry in found] == ["convnet", "vit"]
+
+
 def test_our_students_that_are_not_there(tmp_path: Path) -> None:
     write_table(tmp_path / "results.csv", "abc")
     with pytest.raises(rank_set.RankError, match="no students with .*set_digest=xyz.*--where"):

@@ -732,6 +732,9 @@ def test_teacher_and_ceiling_from_the_whole_training_set(prepared: Prepared) -> 
     rows = evaluate_full(prepared, architecture, chosen, [0, 1], progress=quiet)
     assert rows[0]["accuracy_last"] == teacher.accuracy
     assert (rows[0]["images"], rows[0]["protocol"]) == (90, "full-data")
+    with pytest.raises(StudentError, match="teacher diverged; lower its learning_rate"):
+        wild = chosen.model_copy(update={"learning_rate": {"other": 1e12}, "epochs": 1})
+        train_teacher(prepared, *CONVNET, wild, 0, quiet)
 
 
 def test_scale_and_size_of_student_images(data: StudentData, prepared: Prepared) -> None:

@@ -102,12 +102,14 @@ def near_zero(values: Sequence[float]) -> dict[str, Any] | None:
 def our_accuracies(table: Path, digest: str, where: dict[str, str], theirs: Sequence[float]) -> list[dict[str, Any]]:
     """Our students beside the judge's: an entry per architecture of the rows that match.
 
-    Rows are those of the set's digest, if the table has digests, on images at the test images' scale, and of `where`.
+    Rows are those of the set's digest and on images at the test images' scale, if the table has both, and of `where`.
     """
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     columns = rows[0].keys() if rows else []
-    wanted = {"scale": "matched", **({"set_digest": digest} if "set_digest" in columns else {}), **where}
+    # `diver evaluate` has one scale and so no column of it.
+    fixed = {key: value for key, value in {"scale": "matched", "set_digest": digest}.items() if key in columns}
+    wanted = {**fixed, **where}
     if missing := sorted(set(wanted) - set(columns)):
         raise RankError(f"{table}: no column {missing[0]!r}; columns: {', '.join(columns) or 'none'}")
     chosen = [row for row in rows if all(row[key] == value for key, value in wanted.items())]

@@ -5,7 +5,7 @@ Each preset is what the released code of its source does, read there; a departur
 value and are named in the output when they are on.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -15,6 +15,7 @@ from diver.config.mending import Faults, fault_lines
 from diver.config.networks import OPTIONS
 from diver.config.networks import PRESETS as NETWORKS
 
+Share = Annotated[float, Field(ge=0, lt=1)]
 ByIpc = int | dict[int, int]
 # Kinds of networks that a rate may be given for; Swin is a library's.
 FAMILIES = (*OPTIONS, "swin")
@@ -33,7 +34,7 @@ class Protocol(Model):
     batch: ByIpc = Field(description="Images per step, likewise by IPC; a set that is smaller is one batch.")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="Optimiser.")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum.")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW decay rates.")
+    betas: tuple[Share, Share] = Field((0.9, 0.999), description="AdamW decay rates.")
     weight_decay: float = Field(5e-4, ge=0, description="Weight decay: L2 with SGD, decoupled with AdamW.")
     decay_vectors: bool = Field(True, description="Decay biases and normalisation parameters too.")
     learning_rate: dict[str, float] = Field(description="Peak rate by kind of network; 'other' is for the rest.")

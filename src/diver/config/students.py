@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from diver.config.augment import VIEWS
-from diver.config.base import Model
+from diver.config.base import Model, Seed
 from diver.config.mending import Faults
 from diver.config.networks import check_network, check_options
 from diver.config.protocols import Protocol, protocol
@@ -26,7 +26,7 @@ def _different(seeds: list[int]) -> list[int]:
 
 
 # No two are the same student.
-Seeds = Annotated[list[int], Field(min_length=1), AfterValidator(_different)]
+Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_different)]
 
 
 def _of_classes(chosen: Protocol) -> Protocol:

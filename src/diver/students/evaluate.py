@@ -325,6 +325,8 @@ def train_teacher(
         checkpoints=checkpoints,
         keep=lambda student: found.append(student.tested_network),
     )
+    if result.diverged:
+        raise StudentError(f"the teacher diverged; lower its learning_rate ({used.learning_rate:g})")
     return Trained(
         found[0].cpu().eval().requires_grad_(False),
         network,

@@ -65,6 +65,9 @@ class StudentData:
             for name in ("images", "labels", "test_images", "test_labels", "soft_labels")
             if getattr(self, name) is not None
         }
+        # As which numbers pixels of 8 bits, and a teacher's inputs, are seen.
+        tensors |= {"mean": torch.tensor(self.mean), "std": torch.tensor(self.std)}
         if self.teacher is not None:
             tensors |= {f"teacher.{name}": value for name, value in self.teacher.network.state_dict().items()}
+            tensors |= {"teacher.mean": torch.tensor(self.teacher.mean), "teacher.std": torch.tensor(self.teacher.std)}
         return tensors_digest(tensors, self.replay.digest() if self.replay else None)
