@@ -272,6 +272,7 @@ def test_teacher_then_every_protocol_on_a_set(
         (["--set", "name=dc-eval"], "use --protocol dc-eval"),
         (["--architecture", "convnte"], "convnet"),
         (["--protocol", "soft-fkd"], "diver teach"),
+        (["--architectures", "convnet,vgg-11"], "network vgg-11: images of 16 pixels are too small"),
     ],
 )
 def test_evaluation_that_cannot_be_is_refused_in_one_line(

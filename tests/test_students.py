@@ -50,6 +50,7 @@ from diver.students.student import (
     images_at_once,
 )
 from diver.students.student import test_accuracy as measure_accuracy
+from diver.students.trial import smallest_batch, try_network
 from diver.tensorfile import read_tensors
 
 CONVNET = ("convnet", {"width": 8, "depth": 2})
@@ -709,6 +710,21 @@ def test_pieces_smaller_than_a_pixel_are_refused(data: StudentData, prepared: Pr
     check_set(coloured(data), prepared, protocol("soft-rded", patches=16))
     with pytest.raises(StudentError, match="patches 17 of soft-rded is more than the 16 pixels"):
         check_set(coloured(data), prepared, protocol("soft-rded", patches=17))
+
+
+def test_a_network_is_tried_on_the_smallest_batch() -> None:
+    assert [smallest_batch(*one) for one in ((12, 256), (12, 5), (12, 6), (11, 5))] == [12, 2, 6, 1]
+    before = torch.get_rng_state()
+    try_network(*DROPOUT, 3, [3, 16, 16], 1)
+    try_network("resnet", {"norm": "batch", "width": 8}, 3, [3, 8, 8], 2)
+    assert torch.equal(torch.get_rng_state(), before)
+    for name, options, size, batch, message in (
+        ("resnet", {"norm": "batch", "width": 8}, 8, 1, "R cannot be trained on 1 image.*take another batch"),
+        ("convnet", {"depth": 5}, 16, 2, "R cannot be made.*16 pixels are too small.*take another network"),
+        ("torchvision:inception_v3", {"init_weights": False}, 96, 2, "R cannot be .*take another network"),
+    ):
+        with pytest.raises(StudentError, match=message):
+            try_network(name, options, 3, [3, size, size], batch, "R")
 
 
 def test_replayed_answers_of_another_set_are_refused(data: StudentData, prepared: Prepared) -> None:

@@ -201,6 +201,7 @@ def chosen_evaluation(
         # Before students of any are trained.
         with mendable():
             check_set(one, data, chosen)
+    _try_networks(sets, data, chosen, wanted)
     if chosen.labels == "hard" and any(one.soft_labels is not None for one in sets):
         typer.echo("labels: hard, so soft labels of a set are not used; --set labels=own uses them", err=True)
     if any(white(one, chosen) for one in sets):
@@ -218,6 +219,24 @@ def chosen_evaluation(
         answering,
         list(dict.fromkeys(learned)),
     )
+
+
+def _try_networks(
+    sets: "Sequence[DistilledSet]", data: "Prepared", chosen: "Protocol", wanted: "dict[str, Architecture]"
+) -> None:
+    """Refuse a network that cannot be trained, before others are: its size first, which takes no time."""
+    from diver.config.networks import check_options
+    from diver.config.protocols import by_ipc
+    from diver.students import smallest_batch, try_network
+
+    classes, shape = len(data.classes), list(data.test_images.shape[1:])
+    batch = min(smallest_batch(len(one.images), by_ipc(chosen.at(classes).batch, one.ipc, "batch")) for one in sets)
+    for one in wanted.values():
+        with mendable(f"network {one.label}"):
+            check_options(one.network, one.options, shape[-1])
+    for one in wanted.values():
+        with mendable():
+            try_network(one.network, one.options, classes, shape, batch, one.label)
 
 
 def reduced(chosen: "Protocol") -> "Protocol":

@@ -14,6 +14,7 @@ from diver.students.inputs import StudentData, StudentError
 from diver.students.protocol import StudentProtocol, StudentResult, student_protocol
 from diver.students.replay import Replay, ReplayError, record_answers
 from diver.students.train import train_students
+from diver.students.trial import smallest_batch, try_network
 
 __all__ = [
     "Replay",
@@ -28,9 +29,11 @@ __all__ = [
     "evaluate_set",
     "record_answers",
     "set_data",
+    "smallest_batch",
     "student_protocol",
     "train_students",
     "train_teacher",
+    "try_network",
     "white",
     "write_rows",
 ]
