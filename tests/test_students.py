@@ -427,6 +427,17 @@ def test_activations_are_counted_once_and_all() -> None:
     assert len({activation_bytes(deep, torch.zeros(1, 3, 32, 32)) for _ in range(5)}) == 1
 
 
+def test_masks_of_dropout_count_and_the_network_stays_as_it_was() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Dropout(0.5)).eval()
+    plain, state = nn.Sequential(*network[:2]), copy.deepcopy(network.state_dict())
+    image, before = torch.randn(1, 3, 16, 16), torch.get_rng_state()
+    found = {activation_bytes(network, image) for _ in range(3)}
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len(found) == 1 and found.pop() >= activation_bytes(plain, image) + 8 * 16 * 16
+    assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
+    assert not network.training
+
+
 class OnCuda:
     """Images that say that they are on a GPU, for what is reckoned before any is used."""
 

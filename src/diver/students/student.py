@@ -62,7 +62,11 @@ def couples_images(network: nn.Module) -> bool:
 
 
 def activation_bytes(network: nn.Module, image: Tensor) -> int:
-    """Bytes that a forward pass keeps for the backward pass, per image; `image` is float32 [1, C, H, W]."""
+    """Bytes that a forward pass keeps for the backward pass, per image; `image` is float32 [1, C, H, W].
+
+    Counted in training mode, where dropout keeps its masks, and of two images, as batch statistics want more than one
+    value. The network and the global generators are left as they were.
+    """
     parameters = {p.data_ptr() for p in network.parameters()}
     kept: dict[int, int] = {}
     alive: list[Tensor] = []
@@ -74,12 +78,15 @@ def activation_bytes(network: nn.Module, image: Tensor) -> int:
         if tensor.data_ptr() not in parameters:
             kept[tensor.data_ptr()] = max(tensor.numel() * tensor.element_size(), kept.get(tensor.data_ptr(), 0))
 
-    training = network.training
-    network.eval()
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda nothing: nothing):
-        network(image)
+    training, buffers = network.training, [buffer.clone() for buffer in network.buffers()]
+    network.train()
+    drawing = torch.random.fork_rng(devices=[image.device] if image.is_cuda else [])
+    with drawing, torch.autograd.graph.saved_tensors_hooks(count, lambda nothing: nothing):
+        network(image.repeat(2, 1, 1, 1))
     network.train(training)
-    return sum(kept.values())
+    for buffer, before in zip(network.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+    return -(-sum(kept.values()) // 2)
 
 
 def augmenter(protocol: StudentProtocol, size: int, mean: Sequence[float], std: Sequence[float]) -> Augmenter:
