@@ -21,6 +21,7 @@ from diver.prior.load import load_prior
 from diver.recover.run import recover_file
 from diver.sets import UNIT, DistilledSet
 
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PRIOR = Path(__file__).parents[1] / "data/shipped/cifar10-prior"
 
 
@@ -38,7 +39,7 @@ def main(counts: list[int]) -> None:
             ipc, path = count // 10, Path(folder) / f"{count}.safetensors"
             images = torch.rand(ipc * 10, 3, 32, 32, generator=torch.Generator().manual_seed(0))
             labels = torch.arange(10).repeat_interleave(ipc)
-            DistilledSet(images, "random", tuple("abcdefghij"), ipc, UNIT, labels).write(path)
+            DistilledSet(images, "random", CLASSES, ipc, UNIT, labels).write(path)
             del images
             print(f"{count} images: ", end="", flush=True)
             subprocess.run([sys.executable, __file__, "--one", str(path)], check=True)

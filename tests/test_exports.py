@@ -36,7 +36,17 @@ from diver.exports import (
 )
 from diver.exports.judges import DCBENCH, DDRANKING, _dcbench_files
 from diver.importers import import_set
-from diver.sets import SYMMETRIC, UNIT, DistilledSet, Step, ValueRange
+from diver.sets import (
+    LEARNED_RATE,
+    SYMMETRIC,
+    UNIT,
+    WHITENING,
+    DistilledSet,
+    Step,
+    ValueRange,
+    learned_rate,
+    whitening_epsilon,
+)
 from diver.tensorfile import read_tensors
 from ranking import rank_set
 
@@ -488,6 +498,16 @@ def test_our_students_stand_beside(tmp_path: Path, digest: str | None, where: di
     assert found[0]["accuracy_last_pct"]["values"] == [20.0, 21.0]
     assert found[0]["accuracy_best_pct"]["values"] == [21.0, 22.0]
     assert found[0]["best_minus_judge_in_pooled_std"] == pytest.approx(math.sqrt(2))
+
+
+@pytest.mark.parametrize("export", [export_png, export_ddranking])
+def test_a_set_learned_under_whitening_is_known_as_such_when_it_comes_back(export: Any, tmp_path: Path) -> None:
+    white = make(steps=(Step("mtt", {LEARNED_RATE: 0.02, WHITENING: {"epsilon": 0.1}}),))
+    export(white, tmp_path)
+    back = import_set(tmp_path, white.dataset, white.classes, CIFAR).distilled
+    assert (learned_rate(back), whitening_epsilon(back)) == pytest.approx((0.02, 0.1))
+    export_parquet(white, tmp_path / "hub")
+    assert "ZCA whitening (epsilon 0.1)" in (tmp_path / "hub/README.md").read_text()
 
 
 def test_our_students_of_the_command_line_stand_beside(tmp_path: Path) -> None:

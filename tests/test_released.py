@@ -70,12 +70,15 @@ def test_released_folder_with_a_learned_rate_and_its_own_class_order(data: Prepa
 
 def test_released_set_of_ours_keeps_its_chain(data: Prepared, file: Path, tmp_path: Path) -> None:
     first = METHODS["released"](data, 2, ReleasedConfig(path=str(file)))
-    own = first.with_images(first.images + 1, first.value_range, Step("diver", {"syn_lr": 0.1}, 4))
+    own = first.with_images(
+        first.images + 1, first.value_range, Step("diver", {"syn_lr": 0.1, "zca": {"epsilon": 0.2}}, 4)
+    )
     own.write(tmp_path / "own.safetensors")
     made = METHODS["released"](data, 2, ReleasedConfig(path=str(tmp_path / "own.safetensors")))
     (step,) = made.steps
     assert [one["method"] for one in step.parameters["made_by"]] == ["released", "diver"]
     assert step.parameters["digest"] == own.digest() and step.parameters["syn_lr"] == 0.1
+    assert step.parameters["zca"] == {"epsilon": 0.2}
     assert torch.equal(made.images, own.images) and recorded_of(made, tmp_path)["ConvNet"] == [0.25, 0.27]
 
 

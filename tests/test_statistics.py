@@ -49,6 +49,15 @@ def test_single_seed_has_a_mean_and_no_interval() -> None:
         st.t_interval([])
 
 
+def test_differences_without_spread_are_not_said_to_be_of_one_seed(table: pd.DataFrame) -> None:
+    from diver.report.tables import correction_lines
+
+    pair = [(st.Cell("cifar10", 1, "dm", "diver", "matched"), st.Cell("cifar10", 1, "dm", "none", "matched"))]
+    same = table.assign(accuracy_last=20.0 + table["seed"] + 5 * (table["stage2"] == "diver"))
+    assert "without any spread" in correction_lines(st.compare(same, pair))[0]
+    assert "single seed" in correction_lines(st.compare(same[same["seed"] == 0], pair))[0]
+
+
 def test_unseen_mean_averages_within_a_seed_and_leaves_the_proxy_out(table: pd.DataFrame) -> None:
     found = st.unseen_by_seed(table)
     mine = st.students_of(found, DIVER).sort_values("seed")

@@ -125,6 +125,8 @@ def our_accuracies(table: Path, digest: str, where: dict[str, str], theirs: Sequ
         found.append(
             {
                 "architecture": name,
+                # DD-Ranking's students see ordinary images.
+                "white_images": any(row.get("white") == "True" for row in mine),
                 "accuracy_last_pct": summary(last),
                 "accuracy_best_pct": summary(best),
                 "best_minus_judge_in_pooled_std": pooled_difference(best, theirs),

@@ -145,13 +145,13 @@ def comparison_table(found: BySet, comparisons: Sequence[Comparison], labels: di
 
 def _correction(comparisons: Sequence[Comparison]) -> list[str]:
     """What the mark means, and what these seeds could have found."""
-    from diver.report.tables import NOT_DISTINGUISHABLE
+    from diver.report.tables import NOT_DISTINGUISHABLE, untested
 
     found = [one.minimum_detectable() for one in comparisons if not math.isnan(one.p)]
     if all(one.distinguishable() for one in comparisons):
         marked = []
     elif not found:
-        return [f"{NOT_DISTINGUISHABLE}: with a single seed no difference can be distinguished from zero"]
+        return [f"{NOT_DISTINGUISHABLE}: {untested(max(len(one.differences) for one in comparisons))}"]
     else:
         marked = [f"{NOT_DISTINGUISHABLE}: not distinguishable from zero at 5 %, corrected over the table"]
     power = f"a difference of {median(found):.1f} points (median) would be found with 80 % power by one test alone"

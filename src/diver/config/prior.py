@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from diver.config.base import Model
+from diver.config.base import Model, Seed
 
 
 class VAETraining(Model):
@@ -94,7 +94,7 @@ class PriorChoice(PriorOptions):
         description="shipped: the project's own for the dataset. trained: trained by this workflow. Otherwise a local "
         "directory or a hub name (owner/name) in diffusers' layout, or a single-file checkpoint of DiT or SiT.",
     )
-    seed: int = Field(0, ge=0, description="Seed of the training.")
+    seed: Seed = Field(0, description="Seed of the training.")
     vae: VAETraining = Field(VAETraining(), description="Training of the autoencoder, when trained.")
     dit: DiTTraining = Field(DiTTraining(), description="Training of the transformer, when trained.")
     classifier: str | None = Field(

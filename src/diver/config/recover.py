@@ -34,7 +34,8 @@ class RecoverConfig(Model):
         None, ge=1, description="Size of the result (bilinear); the prior's own when left out."
     )
     class_ids: list[int] | None = Field(
-        None, description="The prior's class for each class of the set; found by name or order when left out."
+        None,
+        description="The prior's class for each class of the set; by name when left out, by order without names.",
     )
 
 

@@ -72,7 +72,7 @@ class Teacher(Model):
     network: str | None = Field(None, description="Its network; not needed when the source says it.")
     options: dict[str, Any] = Field({}, description="Options of the network.")
     protocol: HardProtocol = Field(protocol("full-data"), description="How it is trained on the whole training set.")
-    seed: int = Field(0, description="Seed of its weights and batches.")
+    seed: Seed = Field(0, description="Seed of its weights and batches.")
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -99,7 +99,7 @@ class Students(Model):
     seeds: Seeds = Field([0, 1, 2, 3, 4], description="One student per seed.")
     architectures: dict[str, Architecture] = Field(description="Students by short name.")
     full_data: FullData | None = Field(None, description="Train the students on all training images too.")
-    replay_seed: int = Field(42, description="Seed of the views that a teacher answers once for all (labels: replay).")
+    replay_seed: Seed = Field(42, description="Seed of the views that a teacher answers once for all (labels: replay).")
     threads: int = Field(1, ge=1, description="Students of a job that are trained at the same time, a core each.")
     memory_gb: float = Field(
         8.0, gt=0, description="Bound on a job's memory for students; fewer are trained at a time where they exceed it."

@@ -7,7 +7,7 @@ from diver.config.distill import ReleasedConfig
 from diver.data.prepared import Prepared
 from diver.importers import import_set
 from diver.progress import Progress
-from diver.sets import LEARNED_RATE, DistilledSet, SetError, Step, ValueRange, resized
+from diver.sets import LEARNED_RATE, WHITENING, DistilledSet, SetError, Step, ValueRange, resized
 
 
 def released_set(
@@ -42,7 +42,8 @@ def released_set(
         chain = [{"method": step.method, "parameters": step.parameters, "seed": step.seed} for step in made.steps]
         parameters |= {"form": "own", "notes": list(found.notes), "digest": made.digest(), "made_by": chain}
         for step in made.steps:
-            parameters |= {key: step.parameters[key] for key in ("recorded", LEARNED_RATE) if key in step.parameters}
+            kept = ("recorded", LEARNED_RATE, WHITENING)
+            parameters |= {key: step.parameters[key] for key in kept if key in step.parameters}
     else:
         # What was found stands in place of a setting that left it open.
         parameters |= made.steps[-1].parameters

@@ -12,7 +12,7 @@ from pyarrow import parquet
 from diver.data.subsets import subsets
 from diver.exports.files import check_folder, class_major_labels, write_files
 from diver.exports.images import pixels_meta, png_files
-from diver.sets import DistilledSet, Step, learned_rate
+from diver.sets import DistilledSet, Step, learned_rate, whitening_epsilon
 from diver.tensorfile import canonical_json
 
 # Identifier of the hub, and what the authors of the images state, by dataset; a name that goes on after "-" is a part.
@@ -132,6 +132,10 @@ def _card(distilled: DistilledSet, meta: dict[str, Any], images: list[bytes]) ->
         labels.append(f"`soft_label` holds {soft.shape[1]} logits, to which a softmax is to be applied.")
     if rate is not None:
         labels.append(f"The method learned a rate for students: {rate:.6g}.")
+    if (epsilon := whitening_epsilon(distilled)) is not None:
+        labels.append(
+            f"The images were learned under ZCA whitening (epsilon {epsilon:g}), and its students saw white ones."
+        )
     png, label_bytes = sum(map(len, images)), count * (8 + (0 if soft is None else 4 * soft.shape[1]))
     statistics = f" with mean {meta['value_range']['mean']} and deviation {meta['value_range']['std']}"
     lost = f"What students lose by it:\n\n```json\n{json.dumps(meta['accuracy'], indent=2)}\n```"

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from diver.exports.files import ExportError, chain, check_folder, write_files
-from diver.sets import UNIT, DistilledSet, Step, learned_rate
+from diver.sets import UNIT, DistilledSet, Step, learned_rate, whitening_epsilon
 from diver.tensorfile import write_tensors
 
 
@@ -73,6 +73,7 @@ def pixels_meta(
         "pixels": facts,
         "steps": chain(distilled),
         "lr": learned_rate(distilled),
+        "zca": whitening_epsilon(distilled),
         "digest": distilled.digest(),
         "accuracy": accuracy,
         **({"accuracy_remark": remark} if accuracy is None else {}),

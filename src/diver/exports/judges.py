@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diver.config.base import nearest
 from diver.exports.files import ExportError, chain, check_folder, class_major_labels, write_files
-from diver.sets import IMAGENET, DistilledSet, ValueRange, learned_rate
+from diver.sets import IMAGENET, DistilledSet, ValueRange, learned_rate, whitening_epsilon
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,7 @@ def _meta(
         "labels": labels,
         "steps": chain(original),
         "lr": learned_rate(original),
+        "zca": whitening_epsilon(original),
         "digest": original.digest(),
     }
 

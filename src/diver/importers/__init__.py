@@ -122,8 +122,8 @@ def _assemble(
     if source.rate is not None:
         parameters[LEARNED_RATE] = source.rate
         notes.append(f"learned rate for students: {source.rate:.6g}")
-    if source.pixels:
-        parameters[WHITENING] = {"epsilon": _ZCA_EPSILON}
+    if (epsilon := _ZCA_EPSILON if source.pixels else source.about.zca) is not None:
+        parameters[WHITENING] = {"epsilon": epsilon}
     if source.accuracies:
         parameters["recorded"] = source.accuracies
     if source.about.steps:

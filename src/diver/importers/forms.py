@@ -161,7 +161,9 @@ def _tagged(tags: Sequence[str], path: Path) -> str:
 def refuse_table(path: Path) -> None:
     """Raise SetError for a hub's Parquet table, or the folder of one: it is an export for others."""
     tables = [path] if path.suffix == ".parquet" else [*path.glob("*.parquet"), *path.glob("data/*.parquet")]
-    if tables and path.exists():
+    # A table may also lie beside the folders of images.
+    others = path.is_dir() and any(f.is_dir() and f.name != "data" and f.name[0] != "." for f in path.iterdir())
+    if tables and path.exists() and not others:
         raise SetError(
             f"{path}: a Parquet table, which is for others and is not read back: import the set's safetensors file, or "
             "its folder of PNG images"

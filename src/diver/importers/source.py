@@ -32,6 +32,7 @@ class About(BaseModel):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     lr: float | None = Field(None, gt=0, allow_inf_nan=False)
+    zca: float | None = Field(None, gt=0, allow_inf_nan=False)
     steps: tuple[dict[str, Any], ...] = ()
 
 

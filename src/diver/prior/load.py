@@ -151,10 +151,10 @@ def _transformer(
 
 
 def _labels(root: Path) -> dict[str, int] | None:
-    """Class of each name, where the pipeline's index lists them: several names a class, separated by commas."""
+    """Class of each name, where the pipeline's index lists them: one, or several that are separated by commas."""
     if (listed := read_labels(root)) is None:
         return None
-    return {name.strip(): int(i) for i, names in listed.items() for name in str(names).split(",")}
+    return {name.strip(): int(i) for i, names in listed.items() for name in (str(names), *str(names).split(","))}
 
 
 def _placed(prior: Prior, options: PriorOptions, device: str | torch.device) -> Prior:

@@ -273,12 +273,20 @@ def protocol_lines(table: pd.DataFrame) -> list[str]:
     return lines
 
 
+def untested(seeds: int) -> str:
+    """Why no comparison of a table could be tested, where each has at most so many seeds."""
+    if seeds < 2:
+        return "with a single seed no difference can be distinguished from zero"
+    return "the differences are the same for all seeds, and without any spread nothing can be tested"
+
+
 def correction_lines(differences: pd.DataFrame) -> list[str]:
+    """What the mark means, and what the seeds of a table of `compare` could have found."""
     tested = differences.dropna(subset=["p"])
     if differences.empty:
         return []
     if tested.empty:
-        return [f"{NOT_DISTINGUISHABLE}: with a single seed no difference can be distinguished from zero."]
+        return [f"{NOT_DISTINGUISHABLE}: {untested(int(differences['seeds'].max()))}."]
     typical, corrected = tested["minimum_detectable"].median(), tested["minimum_detectable_corrected"].median()
     return [
         "The intervals are for one comparison at a time; the mark is for all of them together.",

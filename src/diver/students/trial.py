@@ -34,7 +34,7 @@ def try_network(
                 found = list(answer.shape) if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
                 if found != [images, classes]:
                     raise TypeError(f"its answer is {found}, not [{images}, {classes}]")
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, IndexError, AssertionError) as error:
         told = str(error).partition("\n")[0]
         fewer = "another batch, so that no step is left with one image, or " if what.startswith("trained") else ""
         raise StudentError(

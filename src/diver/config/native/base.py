@@ -22,7 +22,8 @@ class NativeConfig(Model):
         description="Guide only the first so many latent channels; DiT-XL/2's released sampler guides 3 of 4.",
     )
     class_ids: list[int] | None = Field(
-        None, description="The prior's class for each class of the set; found by name or order when left out."
+        None,
+        description="The prior's class for each class of the set; by name when left out, by order without names.",
     )
     output_size: int | None = Field(
         None, ge=1, description="Size of the images (bilinear, antialiased); the dataset's own when left out."
