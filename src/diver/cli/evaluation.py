@@ -161,7 +161,7 @@ def chosen_evaluation(
     from diver.config.study import load_study
     from diver.networks.weights import load_teacher
     from diver.sets import learned_rate
-    from diver.students import check_set, white
+    from diver.students import check_set, white_epsilon
 
     if protocol:
         known(protocol, PRESETS, "--protocol")
@@ -204,7 +204,7 @@ def chosen_evaluation(
     _try_networks(sets, data, chosen, wanted)
     if chosen.labels == "hard" and any(one.soft_labels is not None for one in sets):
         typer.echo("labels: hard, so soft labels of a set are not used; --set labels=own uses them", err=True)
-    if any(white(one, chosen) for one in sets):
+    if any(white_epsilon(one, chosen) is not None for one in sets):
         typer.echo("white images (ZCA) where a set was learned on them; --set zca=false takes ordinary ones", err=True)
     learned = [rate for one in sets if (rate := learned_rate(one)) is not None] if chosen.learned_rate else []
     answering = load_teacher(teacher, data) if teacher and chosen.needs_teacher() else None

@@ -7,7 +7,7 @@ from diver.students.evaluate import (
     evaluate_set,
     set_data,
     train_teacher,
-    white,
+    white_epsilon,
     write_rows,
 )
 from diver.students.inputs import StudentData, StudentError
@@ -34,6 +34,6 @@ __all__ = [
     "train_students",
     "train_teacher",
     "try_network",
-    "white",
+    "white_epsilon",
     "write_rows",
 ]

@@ -95,9 +95,9 @@ def _whitening(data: Prepared, epsilon: float) -> Whitening:
     return fit_whitening(data.train_images, epsilon)
 
 
-def white(distilled: DistilledSet, protocol: Protocol, matched: bool = True) -> bool:
-    """Whether students of the set are trained and tested on white images."""
-    return protocol.zca and matched and whitening_epsilon(distilled) is not None
+def white_epsilon(distilled: DistilledSet, protocol: Protocol, matched: bool = True) -> float | None:
+    """Epsilon of the whitening of the images that students of the set see; None if they see ordinary ones."""
+    return whitening_epsilon(distilled) if protocol.zca and matched else None
 
 
 def set_data(
@@ -116,8 +116,8 @@ def set_data(
     check_labels(distilled, protocol)
     if teacher is not None:
         teacher.network.to(device)
-    images, tests, epsilon = student_images(distilled, data, matched), data.test_images, whitening_epsilon(distilled)
-    if white(distilled, protocol, matched) and epsilon is not None:
+    images, tests = student_images(distilled, data, matched), data.test_images
+    if (epsilon := white_epsilon(distilled, protocol, matched)) is not None:
         try:
             zca = _whitening(data, epsilon)
         except ValueError as error:
@@ -229,7 +229,7 @@ def evaluate_set(
         given,
         used,
         architecture.learning_rate,
-        white=white(distilled, protocol, matched),
+        white=white_epsilon(distilled, protocol, matched) is not None,
         images=len(inputs.images),
         bytes=sum(t.numel() * t.element_size() for t in kept),
         set_digest=distilled.digest(),
