@@ -42,8 +42,8 @@ from diver.students import train as trainer
 from diver.students.evaluate import set_data, student_images
 from diver.students.replay import Replay
 from diver.students.student import (
+    Average,
     Student,
-    _Average,
     activation_bytes,
     couples_images,
     flatten_parameters,
@@ -261,7 +261,7 @@ def test_average_covers_batch_statistics() -> None:
     assert couples_images(network)
     assert not couples_images(create(CONVNET[0], 3, 3, 16, **CONVNET[1]))
     flat, _ = flatten_parameters(network.train())
-    average = _Average(network, flat)
+    average = Average(network, flat)
     network(torch.randn(4, 3, 16, 16) * 5 + 3)
     live, before = network.layers[1].running_mean.clone(), average.network.layers[1].running_mean.clone()
     average.update(0.75)

@@ -75,10 +75,31 @@ def _nothing_collected() -> Iterator[None]:
             gc.enable()
 
 
+@contextlib.contextmanager
+def drawing_from(generator: torch.Generator | None) -> Iterator[None]:
+    """Random numbers that operations take from the device's own generator come from this one of the device, if given.
+
+    What is recorded meanwhile takes its numbers from it for ever, and not from where others that run at the same time
+    take theirs.
+    """
+    if generator is None:
+        yield
+        return
+    shared = torch.cuda.default_generators[generator.device.index or 0]
+    own = shared.graphsafe_get_state()
+    shared.graphsafe_set_state(generator)
+    try:
+        yield
+    finally:
+        shared.graphsafe_set_state(own)
+
+
 def record(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """A function that repeats, on the same memory, the operations of one call of `step`, which is called for it."""
-    side = _recording_stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
+    current = torch.cuda.current_stream(device)
+    # A library's workspace is kept for each stream: steps that run side by side must not be recorded on one.
+    side = _recording_stream(device) if current == torch.cuda.default_stream(device) else current
+    side.wait_stream(current)
     with torch.cuda.stream(side):
         for _ in range(WARM_UP):
             step()

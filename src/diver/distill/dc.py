@@ -28,7 +28,7 @@ from diver.distill.base import class_members, distilled, first_images, redraw, s
 from diver.distill.loop import Run, momentum_step
 from diver.networks import create
 from diver.networks.augment import DSA
-from diver.networks.convnet import ConvNet
+from diver.networks.convnet import ConvNet, halved
 from diver.networks.views import apply_each
 from diver.progress import Progress, reporter
 from diver.sets import DistilledSet
@@ -45,7 +45,7 @@ class Pooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.is_cuda:
-            return F.avg_pool2d(x, 2)
+            return halved(x)
         height, width = x.shape[2] // 2, x.shape[3] // 2
         means = torch.eye(width, dtype=x.dtype).repeat_interleave(2, 0) / 4
         rows = x[:, :, : 2 * height, : 2 * width].reshape(-1, 4 * width)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from diver.distill import blocks
 from diver.networks import create
-from diver.networks.convnet import ConvNet
+from diver.networks.convnet import ConvNet, halved
 
 # Up to so many channels a product of matrices and a fold are several times faster than the convolution's gradient.
 FEW_CHANNELS = 4
@@ -140,7 +140,7 @@ class FlatNetwork:
         x, parts = images, self.parts(flat)
         for weight, _, scale, shift in _blocks(parts):
             x = F.conv2d(self._products(x), self._products(weight), padding=1).to(flat.dtype)
-            x = F.avg_pool2d(F.relu(F.group_norm(x, len(scale), scale, shift, blocks.EPSILON)), 2)
+            x = halved(F.relu(F.group_norm(x, len(scale), scale, shift, blocks.EPSILON)))
         return F.linear(x.flatten(1), *parts[-2:])
 
     @torch.no_grad()

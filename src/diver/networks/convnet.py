@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def norm_layer(norm: str, channels: int) -> nn.Module:
@@ -39,6 +41,27 @@ def convolution(
     return [*layers, activation(inplace=True)] if activation else layers
 
 
+def halved(x: Tensor) -> Tensor:
+    """2x2 average pooling of [N, C, H, W].
+
+    Where operations are fused it is written as a mean, which then is part of what surrounds it; torch's own is not.
+    """
+    if not (x.is_cuda and torch.compiler.is_compiling()):
+        return F.avg_pool2d(x, 2)
+    height, width = x.shape[2] // 2, x.shape[3] // 2
+    return x[:, :, : 2 * height, : 2 * width].unflatten(3, (width, 2)).unflatten(2, (height, 2)).mean((3, 5))
+
+
+class Halving(nn.AvgPool2d):
+    """`halved` as a layer."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return halved(x)
+
+
 class ConvNet(nn.Module):
     """`depth` times [3x3 convolution, normalisation, ReLU, 2x2 average pooling], then one linear layer.
 
@@ -52,7 +75,7 @@ class ConvNet(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for block in range(depth):
-            layers += [*convolution(width if block else channels, width, 3, norm, bias=True), nn.AvgPool2d(2)]
+            layers += [*convolution(width if block else channels, width, 3, norm, bias=True), Halving()]
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(width * (size >> depth) ** 2, classes)
 

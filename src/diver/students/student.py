@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import functools
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from diver import graphs
@@ -19,7 +22,7 @@ from diver.networks.views import Augmenter, Mix, View, augmentation, draw_mix, m
 from diver.students.inputs import StudentData
 from diver.students.optimizers import OPTIMIZERS, decay_factors, flatten_parameters
 from diver.students.protocol import StudentProtocol, StudentResult
-from diver.tensorfile import TensorFileError, read_tensors, write_tensors
+from diver.tensorfile import TensorFileError, canonical_json, read_tensors, write_tensors
 from diver.workers import keep_freed_memory
 
 # On a CPU small enough that activations stay in the cache of one core, on a GPU large enough to fill it; and what the
@@ -89,13 +92,50 @@ def activation_bytes(network: nn.Module, image: Tensor) -> int:
     return -(-sum(kept.values()) // 2)
 
 
+@functools.lru_cache(maxsize=8)
+def _summed_loss(
+    name: str, options: str, classes: int, channels: int, size: int, device: torch.device
+) -> Callable[[Tensor, dict[str, Tensor], Tensor, Tensor, float], Tensor]:
+    """The sum of images' cross entropies as a function of a network's parameters [P] and buffers.
+
+    One for all students of a network, so that its operations are fused once. options: as JSON.
+    """
+    with torch.random.fork_rng(devices=[]):
+        network = create(name, classes, channels, size, **json.loads(options)).to(device).train()
+    shapes = {parameter: p.shape for parameter, p in network.named_parameters()}
+
+    def loss(flat: Tensor, buffers: dict[str, Tensor], images: Tensor, target: Tensor, temperature: float) -> Tensor:
+        parts = flat.split([shape.numel() for shape in shapes.values()])
+        named = {key: part.view(shape) for part, (key, shape) in zip(parts, shapes.items(), strict=True)}
+        logits = functional_call(network, {**named, **buffers}, (images,)).float() / temperature
+        return F.cross_entropy(logits, target, reduction="sum")
+
+    return loss
+
+
+def draws(network: nn.Module, image: Tensor) -> bool:
+    """Whether a training pass of a network takes random numbers of the device (dropout); float32 image [1, C, H, W]."""
+    buffers = [buffer.clone() for buffer in network.buffers()]
+
+    def state() -> Tensor:
+        return torch.cuda.get_rng_state(image.device) if image.is_cuda else torch.get_rng_state()
+
+    with torch.random.fork_rng(devices=[image.device] if image.is_cuda else []), torch.no_grad():
+        before = state()
+        network(image.repeat(2, 1, 1, 1))
+        found = not torch.equal(state(), before)
+    for buffer, value in zip(network.buffers(), buffers, strict=True):
+        buffer.copy_(value)
+    return found
+
+
 def augmenter(protocol: StudentProtocol, size: int, mean: Sequence[float], std: Sequence[float]) -> Augmenter:
     """A protocol's views of standardised images of `size` pixels."""
     factor = protocol.patches or mosaic_factor(size)
     return augmentation(protocol.augmentation, size=None, mean=mean, std=std, factor=factor)
 
 
-class _Average:
+class Average:
     """Moving average of a network's parameters and floating-point buffers, as a network of its own."""
 
     def __init__(self, network: nn.Module, flat: Tensor) -> None:
@@ -135,11 +175,12 @@ class Student:
         network = create(name, data.classes, channels, size, **options).to(data.images.device)
         self.layout = memory_format(network)
         self.network = network.train()
-        self._passes = graphs.compiled(network, data.images.device, False)
         self.flat, self.gradient = flatten_parameters(network)
+        summed = _summed_loss(name, canonical_json(options), data.classes, channels, size, data.images.device)
+        self._summed_loss = graphs.compiled(summed, data.images.device, False)
         decay = decay_factors(network, protocol.decay_vectors)
         self.optimizer = OPTIMIZERS[protocol.optimizer](self.flat, decay, protocol)
-        self.average = _Average(network, self.flat) if protocol.ema_decay else None
+        self.average = Average(network, self.flat) if protocol.ema_decay else None
         # Apart from the stream that drew the weights.
         self.generator = torch.Generator().manual_seed(seed + 1_000_003)
         self.augment = augmenter(protocol, size, data.mean, data.std)
@@ -149,6 +190,7 @@ class Student:
         self.epoch = self.steps = self.updates = 0
         self.accuracies: list[float] = []
         self.loss, self.diverged, self.seconds = float("nan"), False, 0.0
+        self.random = draws(network, data.floats(data.images[:1]))
         each, device = activation_bytes(network, data.floats(data.images[:1])), data.images.device.type
         self.tested = images_at_once(each, device)
         self.part = protocol.batch if self.coupled else max(1, min(protocol.batch, PART_BYTES[device] // each))
@@ -221,20 +263,24 @@ class Student:
     def gradients(self, x: Tensor, target: Tensor) -> Iterator[Tensor]:
         """Adds the gradient of the mean cross entropy part by part; yields each part's share of it, 0-d, detached."""
         x = x.to(memory_format=self.layout)
-        self.gradient.zero_()
         part = len(x) if self.coupled else self.part
+        recorded, buffers = graphs.records(x.device), dict(self.network.named_buffers())
+        if not recorded:
+            self.gradient.zero_()
         with autocast(self.protocol.precision, x.device):
             if self.protocol.double_forward and self.coupled:
                 with torch.no_grad():
-                    self._passes(x)
-            for images, wanted in zip(x.split(part), target.split(part), strict=True):
-                logits = self._passes(images).float() / self.protocol.temperature
-                loss = F.cross_entropy(logits, wanted, reduction="sum") / len(x)
-                if graphs.records(x.device):
+                    self.network(x)
+            for number, (images, wanted) in enumerate(zip(x.split(part), target.split(part), strict=True)):
+                if recorded:
                     # Adding to `grad` happens on the stream that used the parameter first, which need not be recorded.
-                    found = torch.autograd.grad(loss, list(self.network.parameters()), materialize_grads=True)
-                    self.gradient.add_(torch.cat([gradient.flatten() for gradient in found]))
+                    leaf = self.flat.detach().requires_grad_()
+                    loss = self._summed_loss(leaf, buffers, images, wanted, self.protocol.temperature) / len(x)
+                    (found,) = torch.autograd.grad(loss, leaf)
+                    self.gradient.add_(found) if number else self.gradient.copy_(found)
                 else:
+                    logits = self.network(images).float() / self.protocol.temperature
+                    loss = F.cross_entropy(logits, wanted, reduction="sum") / len(x)
                     loss.backward()
                 yield loss.detach()
 

@@ -1,10 +1,11 @@
 """Students on a GPU: all of a job step by step together, each step a recorded graph.
 
-A student's graph holds nothing of the others, so it becomes what it becomes alone. What is random is drawn for many
-epochs at once, and images that are seen through the same kind of view are made together. The graphs follow each other
-on one stream: side by side on streams of their own, float32 steps of 100 images never ended on an H200 (torch 2.11).
+A student's graph holds nothing of the others, so it becomes what it becomes alone: it is recorded and replayed on a
+stream of the student's own, since a stream has a library's workspace, and with random numbers of its own. What is
+random is drawn for many epochs at once, and images that are seen through the same kind of view are made together.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ from itertools import islice, tee
 import torch
 from torch import Tensor
 
+from diver import graphs
 from diver.graphs import Graphed
 from diver.networks.views import apply_each
+from diver.students.optimizers import SGD, AdamW
 from diver.students.protocol import StudentResult
-from diver.students.student import Checkpoint, Student
+from diver.students.student import Average, Checkpoint, Student
 
 # Images of a student that are made at once, and epochs at most: a loss that is no number is seen after so many.
 AHEAD_BYTES, AHEAD_EPOCHS = 64 << 20, 100
@@ -46,12 +49,24 @@ class _Step:
     graph: Graphed
 
 
+def _update(
+    optimizer: SGD | AdamW, average: Average | None, flat: Tensor, gradient: Tensor, loss: Tensor, knobs: Tensor
+) -> None:
+    """One step of a student's weights and of their average. knobs: as in `_Runner.run`."""
+    optimizer.step(flat, gradient, knobs[0])
+    if average:
+        # Only a student whose loss is a number is averaged, and only where the protocol does so.
+        average.update_if(torch.isfinite(loss) & (knobs[1] > 0), knobs[1])
+
+
 class _Runner:
     """One student's steps. losses: of those since the last `end`, float32."""
 
-    def __init__(self, student: Student) -> None:
-        self.student = student
+    def __init__(self, student: Student, stream: "torch.cuda.Stream | None") -> None:
+        self.student, self.stream = student, stream
         self.device = student.flat.device
+        self.generator = torch.Generator(self.device) if student.flat.is_cuda and student.random else None
+        self._update = graphs.compiled(_update, self.device, False)
         self.loss = torch.zeros((), device=self.device)
         self.losses: list[Tensor] = []
         self._steps: dict[int, _Step] = {}
@@ -65,11 +80,8 @@ class _Runner:
             total = torch.stack(list(student.gradients(x, wanted))).sum()
             if student.protocol.labels in ("teacher", "replay"):
                 total = total + torch.xlogy(wanted, wanted).sum() / len(x)
-            student.optimizer.step(student.flat, student.gradient, knobs[0])
+            self._update(student.optimizer, student.average, student.flat, student.gradient, total, knobs)
             self.loss.copy_(total)
-            if student.average:
-                # Only a student whose loss is a number is averaged, and only where the protocol does so.
-                student.average.update_if(torch.isfinite(total) & (knobs[1] > 0), knobs[1])
 
         state = [*student.tensors().values(), student.gradient, self.loss]
         return _Step(x, wanted, knobs, Graphed(step, state, self.device))
@@ -82,12 +94,16 @@ class _Runner:
         step.images.copy_(images)
         step.target.copy_(target)
         step.knobs.copy_(knobs)
-        if self.device.type == "cuda":
-            # A recorded step's random numbers come from the device's generator, as it is when the step is replayed.
-            torch.cuda.manual_seed(hash((self.student.seed, self.student.steps)) & (2**63 - 1))
-        step.graph()
+        with graphs.drawing_from(self.generator):
+            if self.generator:
+                # A recorded step's random numbers come from the generator as it is when the step is replayed.
+                self.generator.manual_seed(hash((self.student.seed, self.student.steps)) & (2**63 - 1))
+            step.graph()
         self.losses.append(self.loss.clone())
         self.student.steps += 1
+
+    def on_stream(self) -> contextlib.AbstractContextManager[object]:
+        return torch.cuda.stream(self.stream) if self.stream else contextlib.nullcontext()
 
     def end(self, first: int, sizes: Sequence[int]) -> None:
         """Note the loss after epochs from `first` on, of `sizes` steps; after one that is no number none count."""
@@ -111,10 +127,18 @@ def _until(student: Student) -> int:
     return min(epoch - epoch % ahead + ahead, *(e for e in protocol.tested_epochs() if e > epoch))
 
 
+def _streams(students: Sequence[Student]) -> "list[torch.cuda.Stream | None]":
+    """A stream for each student, or none where all are shown the same batches."""
+    one = students[0]
+    spread = one.flat.is_cuda and one.protocol.labels != "replay"
+    return [torch.cuda.Stream(one.flat.device) if spread else None for _ in students]
+
+
 def _run(students: Sequence[Student], saves: Sequence[Checkpoint | None], report: Callable[[], None]) -> None:
     """All epochs that are left of students that are equally far."""
     device, protocol = students[0].flat.device, students[0].protocol
-    runners = [_Runner(student) for student in students]
+    streams = _streams(students)
+    runners = [_Runner(student, stream) for student, stream in zip(students, streams, strict=True)]
     saved = time.perf_counter()
     while active := [runner for runner in runners if not runner.student.done]:
         began = time.perf_counter()
@@ -125,7 +149,12 @@ def _run(students: Sequence[Student], saves: Sequence[Checkpoint | None], report
             made = [tee(epoch, len(active)) for epoch in prepared(one, until - first)]
             work = [[epoch[number] for epoch in made] for number in range(len(active))]
         else:
-            work = [prepared(runner.student, until - first) for runner in active]
+            work = []
+            for runner in active:
+                if runner.stream:
+                    runner.stream.wait_stream(torch.cuda.current_stream(device))
+                with runner.on_stream():
+                    work.append(prepared(runner.student, until - first))
         sizes, weights = [one.batches_per_epoch] * (until - first), []
         for size in sizes:
             for number in range(size):
@@ -136,18 +165,26 @@ def _run(students: Sequence[Student], saves: Sequence[Checkpoint | None], report
             runner.student.updates = one.updates
         rates = [protocol.rate(first + number) for number, size in enumerate(sizes) for _ in range(size)]
         knobs = torch.tensor([rates, weights]).T.contiguous().to(device, non_blocking=True)
+        for runner in active:
+            if runner.stream:
+                runner.stream.wait_stream(torch.cuda.current_stream(device))
         place = 0
         for number, size in enumerate(sizes):
             for runner in active:
                 runner.student.epoch = first + number
-                runner.student.start_epoch()
+                with runner.on_stream():
+                    runner.student.start_epoch()
             for _ in range(size):
                 for runner, epochs in zip(active, work, strict=True):
-                    runner.run(*next(epochs[number]), knobs[place])
+                    with runner.on_stream():
+                        runner.run(*next(epochs[number]), knobs[place])
                 place += 1
         for runner in active:
             runner.student.epoch = until
-            runner.end(first, sizes)
+            with runner.on_stream():
+                runner.end(first, sizes)
+            if runner.stream:
+                torch.cuda.current_stream(device).wait_stream(runner.stream)
             runner.student.test_if_due()
             runner.student.seconds += (time.perf_counter() - began) / len(active)
         report()
