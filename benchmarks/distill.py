@@ -4,7 +4,8 @@
 
 DC and DM are timed against VICO-UoE/DatasetCondensation, MTT against GeorgeCazenavette/mtt-distillation: their
 networks, augmentation, losses and helpers are called from loops that do what their scripts do in an iteration, nothing
-else (no tests, pictures or logging). Each side runs in a process of its own, the sides alternate, and the fastest
+else (no tests, pictures or logging). On a CPU each side runs in a process of its own; on a GPU all run in this one,
+which starts the device once and has what is fused at hand in later rounds. The sides alternate, and the fastest
 iteration of all counts, since other work on a machine only ever adds. The floor is what the convolutions' counted
 operations would take at the rate of a large matrix product that is measured in the same run, on a GPU in the row's own
 arithmetic (TF32 where a row says float32). Random images in
@@ -50,8 +51,13 @@ def random_data() -> tuple[Tensor, Tensor]:
 
 def _public(folder: str, ipc: int) -> tuple[Any, Namespace, Tensor, Tensor, Callable[[int, int], Tensor]]:
     """Their modules, arguments, synthetic images and labels, and real images of a class."""
+    # Both codes have modules of these names.
+    for name in ("utils", "networks", "reparam_module"):
+        sys.modules.pop(name, None)
     sys.path.insert(0, folder)
     import utils
+
+    sys.path.remove(folder)
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     images, _ = random_data()
@@ -132,7 +138,10 @@ def public_mtt(folder: str, ipc: int) -> Callable[[], object]:
     for name in ("wandb", "kornia"):
         sys.modules.setdefault(name, type(sys)(name))
     utils, arguments, synthetic, labels, _ = _public(folder, ipc)
+    sys.path.insert(0, folder)
     from reparam_module import ReparamModule
+
+    sys.path.remove(folder)
 
     entropy, rate = torch.nn.CrossEntropyLoss(), torch.tensor(0.01, device=arguments.device, requires_grad=True)
     optimizers = [torch.optim.SGD([synthetic], 100.0, momentum=0.5), torch.optim.SGD([rate], 1e-7, momentum=0.5)]
@@ -243,8 +252,18 @@ OURS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def run_side(options: argparse.Namespace, *side: str) -> float:
-    command = [sys.executable, __file__, "--threads", str(options.threads), "--repeats", str(options.repeats), *side]
+def side_seconds(kind: str, method: str, ipc: int, what: str, repeats: int) -> float:
+    """Seconds of an iteration in this process. what: the checkout of the public code, or our variant's name."""
+    if kind == "public":
+        return time_public(method, what, ipc, repeats)
+    return time_ours(method, OURS[method][what], ipc, repeats)
+
+
+def run_side(options: argparse.Namespace, kind: str, method: str, ipc: int, what: str) -> float:
+    if torch.cuda.is_available():
+        return side_seconds(kind, method, ipc, what, options.repeats)
+    command = [sys.executable, __file__, "--threads", str(options.threads), "--repeats", str(options.repeats)]
+    command += ["--side", kind, method, str(ipc), what]
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return float(json.loads(done.stdout.splitlines()[-1]))
@@ -257,18 +276,14 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=list(PUBLIC), default=list(PUBLIC))
     parser.add_argument("--ipc", nargs="+", type=int, choices=list(STEPS), default=list(STEPS))
     parser.add_argument("--threads", type=int, default=1, help="of torch, on both sides")
-    parser.add_argument("--repeats", type=int, default=3, help="iterations timed in a process")
-    parser.add_argument("--rounds", type=int, default=2, help="processes of each side")
+    parser.add_argument("--repeats", type=int, default=3, help="iterations timed in a round")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of each side")
     parser.add_argument("--side", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.side:
         kind, method, ipc, what = options.side
-        if kind == "public":
-            seconds = time_public(method, what, int(ipc), options.repeats)
-        else:
-            seconds = time_ours(method, OURS[method][what], int(ipc), options.repeats)
-        print(json.dumps(seconds))
+        print(json.dumps(side_seconds(kind, method, int(ipc), what, options.repeats)))
         return
     # On a CPU all rows have the floor of float32, which shows what half precision gains.
     rates = {"fp32": matrix_rate()}
@@ -283,7 +298,7 @@ def main() -> None:
             found: dict[tuple[str, str], list[float]] = {side: [] for side in sides}
             for _ in range(options.rounds):
                 for kind, what in sides:
-                    found[kind, what].append(run_side(options, "--side", kind, method, str(ipc), what))
+                    found[kind, what].append(run_side(options, kind, method, ipc, what))
             work = operations(method, ipc)
             first = min(found[sides[0]])
             for (kind, what), times in found.items():

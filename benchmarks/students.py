@@ -15,6 +15,9 @@ what comes out, on a set of yours.
     python benchmarks/students.py --networks convnet-3 --sides plain ours ours-bf16 stack
     python benchmarks/students.py --accuracy SET --prepared data/prepared/cifar10.safetensors --networks convnet-3
 
+`--kernels` shows, on a GPU, what the steps of one student of ours are made of instead: how long each takes and which of
+its operations take how much of that.
+
 Fewer epochs than the protocol's 1000 are run, with as many fewer test images, so that both keep their shares; on a GPU
 only of the plain loop, and ours runs them all.
 """
@@ -33,10 +36,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from diver import graphs
 from diver.config.protocols import protocol
 from diver.networks import create
 from diver.networks.augment import DSA
 from diver.students import StudentData, StudentProtocol, student_protocol, train_students
+from diver.students.student import Student
+from diver.students.together import Runner
 
 CLASSES, SIZE, EPOCHS, TESTS, GPU_EPOCHS = 10, 32, 1000, 10_000, 200
 # GLaD's transformer for small images: patches of 4, six layers.
@@ -215,6 +221,36 @@ def timed(
     return time.perf_counter() - started, accuracies
 
 
+def show_kernels(side: str, name: str, ipc: int, device: torch.device, most: int = 25) -> None:
+    """Microseconds of a recorded step of one student, and of its operations on the device, the longest first."""
+    from torch.profiler import ProfilerActivity, profile
+
+    os.environ["DIVER_COMPILE"] = str(int(side.endswith("compiled")))
+    network, options, _ = NETWORKS[name]
+    with graphs.own_stream(device):
+        used = short_protocol(SIDES[side][1], EPOCHS)
+        student = Student(network, options, random_data(ipc, 100, device), used, 0)
+        runner, (images, target) = Runner(student, None), next(student.batches())
+        knobs = torch.tensor([1e-3, 0.01], device=device)
+
+        def steps(count: int) -> float:
+            began = time.perf_counter()
+            for _ in range(count):
+                runner.run(images, target, knobs)
+            torch.cuda.synchronize()
+            return (time.perf_counter() - began) / count
+
+        steps(20)
+        seconds = steps(200)
+        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+            steps(10)
+    rows = sorted(profiled.key_averages(), key=lambda row: -row.device_time_total)
+    total, count = (sum(getattr(row, key) for row in rows) / 10 for key in ("device_time_total", "count"))
+    print(f"{name},{side}: a step takes {1e6 * seconds:.0f} us; {count:.0f} operations, {total:.0f} us", flush=True)
+    for row in rows[:most]:
+        print(f"{row.device_time_total / 10:9.1f} us {row.count / 10:6.1f} times  {row.key[:120]}")
+
+
 def run_only(arguments: argparse.Namespace) -> None:
     side, name = arguments.only.split(":")
     epochs = arguments.epochs or NETWORKS[name][2]
@@ -253,12 +289,21 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--accuracy", help="a distilled set: compare accuracies on it instead of random images")
     parser.add_argument("--prepared", help="its prepared dataset")
+    parser.add_argument("--kernels", action="store_true", help="on a GPU: what a step of ours is made of")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
         run_only(arguments)
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if arguments.kernels:
+        if device.type != "cuda":
+            parser.error("--kernels wants a GPU, and torch sees none")
+        for name in arguments.networks:
+            for side in arguments.sides:
+                if side.startswith("ours"):
+                    show_kernels(side, name, arguments.ipc, device)
+        return
     rates = {p: matrix_rate(p, arguments.cores, device) for p in sorted({SIDES[s][1] for s in arguments.sides})}
     for precision, rate in rates.items():
         print(f"matrix rate, {precision}, {device}, {arguments.cores} cores: {rate / 1e9:.0f} GFLOP/s", flush=True)

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diver.config.networks import OPTIONS, PRESETS, check_network
 from diver.networks import REGISTRY, create, memory_format, names
+from diver.networks.convnet import Halving, halved
 from diver.networks.efficientnet import Gate
 from diver.networks.resnet import BasicBlock
 from diver.networks.shufflenet import ShuffleUnit, shuffle
@@ -321,3 +322,16 @@ def test_refusals_name_the_remedy() -> None:
 def test_options_and_sizes_that_do_not_fit(name: str, size: int, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create(name, size=size, **options)
+
+
+class OnGPU(Tensor):
+    is_cuda = True  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 6), (5, 7)])
+def test_pooling_is_the_same_where_it_is_fused(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    fused = halved(x.as_subclass(OnGPU)).as_subclass(Tensor)
+    assert torch.allclose(fused, F.avg_pool2d(x, 2), rtol=0, atol=1e-15)
+    assert Halving()(x).shape == fused.shape

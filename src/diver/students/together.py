@@ -52,14 +52,14 @@ class _Step:
 def _update(
     optimizer: SGD | AdamW, average: Average | None, flat: Tensor, gradient: Tensor, loss: Tensor, knobs: Tensor
 ) -> None:
-    """One step of a student's weights and of their average. knobs: as in `_Runner.run`."""
+    """One step of a student's weights and of their average. knobs: as in `Runner.run`."""
     optimizer.step(flat, gradient, knobs[0])
     if average:
         # Only a student whose loss is a number is averaged, and only where the protocol does so.
         average.update_if(torch.isfinite(loss) & (knobs[1] > 0), knobs[1])
 
 
-class _Runner:
+class Runner:
     """One student's steps. losses: of those since the last `end`, float32."""
 
     def __init__(self, student: Student, stream: "torch.cuda.Stream | None") -> None:
@@ -138,7 +138,7 @@ def _run(students: Sequence[Student], saves: Sequence[Checkpoint | None], report
     """All epochs that are left of students that are equally far."""
     device, protocol = students[0].flat.device, students[0].protocol
     streams = _streams(students)
-    runners = [_Runner(student, stream) for student, stream in zip(students, streams, strict=True)]
+    runners = [Runner(student, stream) for student, stream in zip(students, streams, strict=True)]
     saved = time.perf_counter()
     while active := [runner for runner in runners if not runner.student.done]:
         began = time.perf_counter()
