@@ -223,6 +223,7 @@ def timed(
 
 def show_kernels(side: str, name: str, ipc: int, device: torch.device, most: int = 25) -> None:
     """Microseconds of a recorded step of one student, and of its operations on the device, the longest first."""
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     os.environ["DIVER_COMPILE"] = str(int(side.endswith("compiled")))
@@ -244,7 +245,8 @@ def show_kernels(side: str, name: str, ipc: int, device: torch.device, most: int
         seconds = steps(200)
         with profile(activities=[ProfilerActivity.CUDA]) as profiled:
             steps(10)
-    rows = sorted(profiled.key_averages(), key=lambda row: -row.device_time_total)
+    found = [row for row in profiled.key_averages() if row.device_type == DeviceType.CUDA]
+    rows = sorted(found, key=lambda row: -row.device_time_total)
     total, count = (sum(getattr(row, key) for row in rows) / 10 for key in ("device_time_total", "count"))
     print(f"{name},{side}: a step takes {1e6 * seconds:.0f} us; {count:.0f} operations, {total:.0f} us", flush=True)
     for row in rows[:most]:

@@ -1,10 +1,13 @@
 """Recorded steps repeat what was recorded, on the same memory, and recording changes nothing."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from diver.graphs import Graphed, compiled, records
+from diver.graphs import Graphed, compiled, drawing_from, records
 
 CPU = torch.device("cpu")
 
@@ -67,3 +70,23 @@ def test_elsewhere_the_step_is_called() -> None:
     step()
     step()
     assert len(called) == 2
+
+
+def test_random_numbers_come_from_a_generator_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Shared:
+        state: Any = "shared"
+
+        def graphsafe_get_state(self) -> Any:
+            return self.state
+
+        def graphsafe_set_state(self, state: Any) -> None:
+            self.state = state
+
+    defaults, mine = (Shared(), Shared()), SimpleNamespace(device=torch.device("cuda", 1))
+    monkeypatch.setattr(torch.cuda, "default_generators", defaults)
+    with pytest.raises(KeyError), drawing_from(mine):  # type: ignore[arg-type]
+        assert defaults[1].state is mine and defaults[0].state == "shared"
+        raise KeyError
+    assert [one.state for one in defaults] == ["shared", "shared"]
+    with drawing_from(None):
+        assert defaults[1].state == "shared"

@@ -46,6 +46,7 @@ from diver.students.student import (
     Student,
     activation_bytes,
     couples_images,
+    draws,
     flatten_parameters,
     images_at_once,
 )
@@ -237,7 +238,7 @@ def test_every_switch_reaches_the_network(
     assert not torch.equal(tested(used), tested(replace(used, **switch)))
 
 
-def test_a_step_in_parts_is_the_step(data: StudentData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_in_parts_is_the_step(data: StudentData, steps: str, monkeypatch: pytest.MonkeyPatch) -> None:
     used = small("hard-idc", batch=12)
 
     def trained() -> tuple[int, Tensor]:
@@ -316,7 +317,7 @@ def test_a_gpu_trains_the_same_student(data: StudentData) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: students on CUDA are not tested")
-@pytest.mark.parametrize(("network", "options"), [CONVNET, DROPOUT])
+@pytest.mark.parametrize(("network", "options"), [CONVNET, DROPOUT, ("mobilenet", {"width": 0.25, "repeats": 1})])
 def test_students_of_a_gpu_do_not_depend_on_each_other(data: StudentData, network: str, options: dict) -> None:
     used = small("glad-eval", learning_rate=0.02, epochs=20)
     moved = {name: getattr(data, name).cuda() for name in ("images", "labels", "test_images", "test_labels")}
@@ -470,6 +471,37 @@ def test_recorded_students_do_not_depend_on_each_other(data: StudentData, acted_
     alone = [train_students(*CONVNET, data, used, [seed], quiet)[0] for seed in (0, 1, 2)]
     assert [replace(r, seconds=0) for r in together] == [replace(r, seconds=0) for r in alone]
     assert len({r.train_loss_last for r in together}) == 3
+
+
+@pytest.mark.parametrize("name", ["glad-eval", "soft-rded"])
+def test_recorded_steps_have_the_students_own_statistics(
+    data: StudentData, name: str, request: pytest.FixtureRequest
+) -> None:
+    """Those of batch normalisation, updated twice where the protocol goes forward twice."""
+    used = small(name, epochs=1, batch=12, learning_rate=0.02)
+
+    def states() -> list[dict[str, Tensor]]:
+        kept: list[Student] = []
+        train_students("mobilenet", {"width": 0.25, "repeats": 1}, data, used, [0, 1], quiet, keep=kept.append)
+        return [student.tensors() for student in kept]
+
+    called = states()
+    request.getfixturevalue("acted_graphs")
+    for mine, theirs in zip(states(), called, strict=True):
+        for key, value in mine.items():
+            torch.testing.assert_close(value, theirs[key], rtol=1e-3, atol=1e-4, msg=key)
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "random"),
+    [(*DROPOUT, True), (DROPOUT[0], {**DROPOUT[1], "dropout": 0.0}, False), ("mobilenet", {"width": 0.25}, False)],
+)
+def test_networks_that_draw_are_told_and_left_as_they_were(network: str, options: dict, random: bool) -> None:
+    made = create(network, 3, 3, 16, **options).train()
+    before, state = {k: v.clone() for k, v in made.state_dict().items()}, torch.get_rng_state()
+    assert draws(made, torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))) is random
+    assert made.training and torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
 
 
 def test_recorded_students_resume(

@@ -59,7 +59,7 @@ def _reproducible() -> Iterator[None]:
 
 @functools.cache
 def _recording_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all recordings: a library's workspace is kept for each stream that it ever ran on."""
+    """One for what is asked for on the default stream: a library may keep a workspace for each stream it ran on."""
     return torch.cuda.Stream(device)
 
 
@@ -97,7 +97,7 @@ def drawing_from(generator: torch.Generator | None) -> Iterator[None]:
 def record(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """A function that repeats, on the same memory, the operations of one call of `step`, which is called for it."""
     current = torch.cuda.current_stream(device)
-    # A library's workspace is kept for each stream: steps that run side by side must not be recorded on one.
+    # A library's workspace may belong to a stream: steps that run side by side must not be recorded on one.
     side = _recording_stream(device) if current == torch.cuda.default_stream(device) else current
     side.wait_stream(current)
     with torch.cuda.stream(side):

@@ -92,13 +92,14 @@ def activation_bytes(network: nn.Module, image: Tensor) -> int:
     return -(-sum(kept.values()) // 2)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=1)
 def _summed_loss(
     name: str, options: str, classes: int, channels: int, size: int, device: torch.device
 ) -> Callable[[Tensor, dict[str, Tensor], Tensor, Tensor, float], Tensor]:
     """The sum of images' cross entropies as a function of a network's parameters [P] and buffers.
 
-    One for all students of a network, so that its operations are fused once. options: as JSON.
+    One for all students of a network, so that its operations are fused once. It has weights of its own, which are never
+    used. options: as JSON.
     """
     with torch.random.fork_rng(devices=[]):
         network = create(name, classes, channels, size, **json.loads(options)).to(device).train()
@@ -176,8 +177,6 @@ class Student:
         self.layout = memory_format(network)
         self.network = network.train()
         self.flat, self.gradient = flatten_parameters(network)
-        summed = _summed_loss(name, canonical_json(options), data.classes, channels, size, data.images.device)
-        self._summed_loss = graphs.compiled(summed, data.images.device, False)
         decay = decay_factors(network, protocol.decay_vectors)
         self.optimizer = OPTIMIZERS[protocol.optimizer](self.flat, decay, protocol)
         self.average = Average(network, self.flat) if protocol.ema_decay else None
@@ -190,7 +189,12 @@ class Student:
         self.epoch = self.steps = self.updates = 0
         self.accuracies: list[float] = []
         self.loss, self.diverged, self.seconds = float("nan"), False, 0.0
-        self.random = draws(network, data.floats(data.images[:1]))
+        # What recorded steps want to know; others run as they are written.
+        self.random = False
+        if graphs.records(data.images.device):
+            self.random = draws(network, data.floats(data.images[:1]))
+            summed = _summed_loss(name, canonical_json(options), data.classes, channels, size, data.images.device)
+            self._summed_loss = graphs.compiled(summed, data.images.device, False)
         each, device = activation_bytes(network, data.floats(data.images[:1])), data.images.device.type
         self.tested = images_at_once(each, device)
         self.part = protocol.batch if self.coupled else max(1, min(protocol.batch, PART_BYTES[device] // each))

@@ -1,8 +1,9 @@
 """Students on a GPU: all of a job step by step together, each step a recorded graph.
 
 A student's graph holds nothing of the others, so it becomes what it becomes alone: it is recorded and replayed on a
-stream of the student's own, since a stream has a library's workspace, and with random numbers of its own. What is
-random is drawn for many epochs at once, and images that are seen through the same kind of view are made together.
+stream of the student's own, since a library's workspace may belong to a stream, and with random numbers of its own.
+Only students that are shown the same stored answers share one stream. What is random is drawn for many epochs at once,
+and images that are seen through the same kind of view are made together.
 """
 
 import contextlib

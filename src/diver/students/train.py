@@ -55,7 +55,8 @@ def students_at_once(
     if device == "cpu":
         student += max(held, tested)
     else:
-        student, shared = student + held, tested
+        # And a network that takes the students' weights (`_summed_loss`).
+        student, shared = student + held, tested + parameters
     if student + shared > memory_bytes:
         raise StudentError(
             f"a {name} student with {batch} images a step needs {(student + shared) / 2**30:.1f} GB, the bound is "
