@@ -486,6 +486,9 @@ def test_recorded_steps_have_the_students_own_statistics(
         return [student.tensors() for student in kept]
 
     called = states()
+    counts = {key for key in called[0] if key.startswith("buffer.") and key.endswith("num_batches_tracked")}
+    counted = [state[key] for state in called for key in counts]
+    assert {int(value) for value in counted} == {2 if used.double_forward else 1}
     request.getfixturevalue("acted_graphs")
     for mine, theirs in zip(states(), called, strict=True):
         for key, value in mine.items():
