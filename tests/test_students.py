@@ -40,16 +40,9 @@ from diver.students import (
 from diver.students import student as one_student
 from diver.students import train as trainer
 from diver.students.evaluate import set_data, student_images
+from diver.students.needs import activation_bytes, couples_images, draws
 from diver.students.replay import Replay
-from diver.students.student import (
-    Average,
-    Student,
-    activation_bytes,
-    couples_images,
-    draws,
-    flatten_parameters,
-    images_at_once,
-)
+from diver.students.student import Average, Student, flatten_parameters, images_at_once
 from diver.students.student import test_accuracy as measure_accuracy
 from diver.students.trial import smallest_batch, try_network
 from diver.tensorfile import read_tensors

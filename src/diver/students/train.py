@@ -18,13 +18,12 @@ from diver.networks import create
 from diver.progress import Progress, reporter
 from diver.provenance import code_digest
 from diver.students.inputs import StudentData, StudentError
+from diver.students.needs import activation_bytes, couples_images
 from diver.students.protocol import StudentProtocol, StudentResult
 from diver.students.student import (
     PART_BYTES,
     Checkpoint,
     Student,
-    activation_bytes,
-    couples_images,
     images_at_once,
 )
 from diver.students.together import train_together
