@@ -15,6 +15,7 @@ class BasicBlock(nn.Module):
         step = 1 if pooled else stride
         self.conv1 = nn.Conv2d(inner, outer, 3, step, 1, bias=False)
         self.norm1 = norm_layer(norm, outer)
+        self.relu1 = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False)
         self.norm2 = norm_layer(norm, outer)
         self.pool = nn.Sequential(*pool)
@@ -24,7 +25,7 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(project, *pool, norm_layer(norm, outer))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.pool(F.relu(self.norm1(self.conv1(x)), inplace=True))
+        y = self.pool(self.relu1(self.norm1(self.conv1(x))))
         return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x), inplace=True)
 
 

@@ -62,7 +62,7 @@ def test_accuracy(network: nn.Module, data: StudentData, batch: int, precision: 
 
 @functools.lru_cache(maxsize=1)
 def _summed_loss(
-    name: str, options: str, classes: int, channels: int, size: int, device: torch.device
+    name: str, options: str, classes: int, channels: int, size: int, device: torch.device, in_bf16: bool
 ) -> Callable[[Tensor, dict[str, Tensor], Tensor, Tensor, float], Tensor]:
     """The sum of images' cross entropies as a function of a network's parameters [P] and buffers.
 
@@ -71,11 +71,19 @@ def _summed_loss(
     """
     with torch.random.fork_rng(devices=[]):
         network = create(name, classes, channels, size, **json.loads(options)).to(device).train()
-    shapes = {parameter: p.shape for parameter, p in network.named_parameters()}
+    layout, shapes = memory_format(network), {name: p.shape for name, p in network.named_parameters()}
+    if in_bf16:
+        from diver.networks.one_pass import in_one_pass, works  # here, because only GPUs have what it needs
+
+        if works(device) and in_one_pass(network):
+            layout = torch.channels_last
+    used = {name for name, _ in network.named_parameters()}
 
     def loss(flat: Tensor, buffers: dict[str, Tensor], images: Tensor, target: Tensor, temperature: float) -> Tensor:
         parts = flat.split([shape.numel() for shape in shapes.values()])
-        named = {key: part.view(shape) for part, (key, shape) in zip(parts, shapes.items(), strict=True)}
+        pairs = zip(parts, shapes.items(), strict=True)
+        named = {key: part.view(shape) for part, (key, shape) in pairs if key in used}
+        images = images.contiguous(memory_format=layout)
         logits = functional_call(network, {**named, **buffers}, (images,)).float() / temperature
         return F.cross_entropy(logits, target, reduction="sum")
 
@@ -145,7 +153,8 @@ class Student:
         self.random = False
         if graphs.records(data.images.device):
             self.random = draws(network, data.floats(data.images[:1]))
-            summed = _summed_loss(name, canonical_json(options), data.classes, channels, size, data.images.device)
+            shape, in_bf16 = (data.classes, channels, size), protocol.precision == "bf16"
+            summed = _summed_loss(name, canonical_json(options), *shape, data.images.device, in_bf16)
             self._summed_loss = graphs.compiled(summed, data.images.device, False)
         each, device = activation_bytes(network, data.floats(data.images[:1])), data.images.device.type
         self.tested = images_at_once(each, device)
