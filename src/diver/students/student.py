@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,8 @@ def _summed_loss(
     with torch.random.fork_rng(devices=[]):
         network = create(name, classes, channels, size, **json.loads(options)).to(device).train()
     layout, shapes = memory_format(network), {name: p.shape for name, p in network.named_parameters()}
-    if in_bf16:
-        from diver.networks.one_pass import in_one_pass, works  # here, because only GPUs have what it needs
+    if in_bf16 and find_spec("triton"):
+        from diver.networks.one_pass import in_one_pass, works  # here, because torch brings Triton on Linux only
 
         if works(device) and in_one_pass(network):
             layout = torch.channels_last
