@@ -90,10 +90,12 @@ def test_a_students_loss_and_gradient(name: str, options: dict[str, object], pas
     x, labels = torch.randn(2, 3, size, size), torch.tensor([1, 3])
     flat = torch.cat([parameter.detach().flatten() for parameter in network.parameters()]).requires_grad_()
     values = []
-    for in_bf16 in (False, True):
-        loss = student._summed_loss.__wrapped__(name, json.dumps(options), 5, 3, size, device, in_bf16)
-        value = loss(flat, dict(network.named_buffers()), x, labels, 2.0)
-        values.append((value, torch.autograd.grad(value, flat)[0]))
+    # oneDNN's gradients of convolutions with few channels, channels_last, write where they should not (torch 2.15).
+    with torch.backends.mkldnn.flags(enabled=False):
+        for in_bf16 in (False, True):
+            loss = student._summed_loss.__wrapped__(name, json.dumps(options), 5, 3, size, device, in_bf16)
+            value = loss(flat, dict(network.named_buffers()), x, labels, 2.0)
+            values.append((value, torch.autograd.grad(value, flat)[0]))
     wanted = F.cross_entropy(network(x) / 2, labels, reduction="sum")
     for value, gradient in values:
         assert torch.allclose(value, wanted, rtol=1e-5)
