@@ -90,7 +90,7 @@ def test_a_students_loss_and_gradient(name: str, options: dict[str, object], pas
     x, labels = torch.randn(2, 3, size, size), torch.tensor([1, 3])
     flat = torch.cat([parameter.detach().flatten() for parameter in network.parameters()]).requires_grad_()
     values = []
-    # oneDNN's gradients of convolutions with few channels, channels_last, write where they should not (torch 2.15).
+    # oneDNN's gradients of 1x1 convolutions of stride 2 with under 8 channels, channels_last, overwrite memory.
     with torch.backends.mkldnn.flags(enabled=False):
         for in_bf16 in (False, True):
             loss = student._summed_loss.__wrapped__(name, json.dumps(options), 5, 3, size, device, in_bf16)
