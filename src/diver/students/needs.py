@@ -1,7 +1,20 @@
 """What a network asks of whoever trains it: memory, batches that stay together, random numbers."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def _left_as_it_was(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """Buffers of the network and the global generators are afterwards what they were."""
+    buffers = [buffer.clone() for buffer in network.buffers()]
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+    for buffer, before in zip(network.buffers(), buffers, strict=True):
+        buffer.copy_(before)
 
 
 def couples_images(network: nn.Module) -> bool:
@@ -26,28 +39,22 @@ def activation_bytes(network: nn.Module, image: Tensor) -> int:
         if tensor.data_ptr() not in parameters:
             kept[tensor.data_ptr()] = max(tensor.numel() * tensor.element_size(), kept.get(tensor.data_ptr(), 0))
 
-    training, buffers = network.training, [buffer.clone() for buffer in network.buffers()]
+    training = network.training
     network.train()
-    drawing = torch.random.fork_rng(devices=[image.device] if image.is_cuda else [])
-    with drawing, torch.autograd.graph.saved_tensors_hooks(count, lambda nothing: nothing):
+    hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda nothing: nothing)
+    with _left_as_it_was(network, image.device), hooks:
         network(image.repeat(2, 1, 1, 1))
     network.train(training)
-    for buffer, before in zip(network.buffers(), buffers, strict=True):
-        buffer.copy_(before)
     return -(-sum(kept.values()) // 2)
 
 
 def draws(network: nn.Module, image: Tensor) -> bool:
     """Whether a training pass of a network takes random numbers of the device (dropout); float32 image [1, C, H, W]."""
-    buffers = [buffer.clone() for buffer in network.buffers()]
 
     def state() -> Tensor:
         return torch.cuda.get_rng_state(image.device) if image.is_cuda else torch.get_rng_state()
 
-    with torch.random.fork_rng(devices=[image.device] if image.is_cuda else []), torch.no_grad():
+    with _left_as_it_was(network, image.device), torch.no_grad():
         before = state()
         network(image.repeat(2, 1, 1, 1))
-        found = not torch.equal(state(), before)
-    for buffer, value in zip(network.buffers(), buffers, strict=True):
-        buffer.copy_(value)
-    return found
+        return not torch.equal(state(), before)

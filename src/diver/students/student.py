@@ -68,7 +68,7 @@ def _summed_loss(
     """The sum of images' cross entropies as a function of a network's parameters [P] and buffers.
 
     One for all students of a network, so that its operations are fused once. It has weights of its own, which are never
-    used. options: as JSON.
+    used. options: as JSON. in_bf16: whether it is called so; instance normalisations are one pass then, where they can.
     """
     with torch.random.fork_rng(devices=[]):
         network = create(name, classes, channels, size, **json.loads(options)).to(device).train()
