@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 from diver.cli import app
 from diver.config.study import Study, parse_study
+from diver.report.forms import Table, to_tex
 from diver.report.labels import Labels, names_of
 from diver.report.paper import NO_PUBLISHED, paper_table, plans, read_students
 from diver.report.published import ACCURACY, COLUMNS
 from diver.report.statistics import BEST, seed_means, t_interval
-from diver.report.tables import Table, to_tex
 
 ROOT = Path(__file__).parents[1]
 DATASETS = {"cifar10": "CIFAR-10"}

@@ -16,9 +16,9 @@ from diver.data.subsets import subsets
 from diver.distill import METHODS
 from diver.prior.base import PriorError
 from diver.prior.classes import class_ids, describe
+from diver.report.forms import to_csv, to_html, to_markdown, to_tex
 from diver.report.recorded import compare_recorded, recorded_accuracies
 from diver.report.sweeps import sweeps
-from diver.report.tables import to_csv, to_html, to_markdown, to_tex
 from diver.sets import DistilledSet, SetError, Step
 from diver.study import SetCell
 

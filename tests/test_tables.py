@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from tidy import LABELS, LADDER, make_table
 
+from diver.report import forms, tables
 from diver.report import statistics as st
-from diver.report import tables
 from diver.report.labels import Labels
 from diver.report.statistics import Cell, Interval
 
@@ -25,11 +25,11 @@ def small() -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def cross(table: pd.DataFrame) -> tables.Table:
+def cross(table: pd.DataFrame) -> forms.Table:
     return tables.cross_architecture(table, LABELS)
 
 
-def row(found: tables.Table, **wanted: str) -> pd.Series:
+def row(found: forms.Table, **wanted: str) -> pd.Series:
     mask = pd.Series(True, index=found.display.index)
     for column, value in wanted.items():
         mask &= found.display[column.replace("_", " ")] == value
@@ -44,7 +44,7 @@ def test_interval_text() -> None:
     assert tables.interval_text(Interval(5.0, float("nan"), float("nan"), 1)) == "5.0 ± n/a"
 
 
-def test_cross_architecture_cells_are_the_statistics(table: pd.DataFrame, cross: tables.Table) -> None:
+def test_cross_architecture_cells_are_the_statistics(table: pd.DataFrame, cross: forms.Table) -> None:
     found = cross
     assert found.title == "Test accuracy of student architectures, CIFAR-10"
     columns = ["IPC", "Stage 1", "Stage 2", "ConvNet (proxy)", "ResNet", "ViT", "MobileNet", "unseen mean"]
@@ -91,7 +91,7 @@ def test_unlabelled_names_are_shown_and_never_dropped(small: pd.DataFrame) -> No
 
 
 def test_marks_differences_that_the_correction_does_not_leave(
-    table: pd.DataFrame, small: pd.DataFrame, cross: tables.Table
+    table: pd.DataFrame, small: pd.DataFrame, cross: forms.Table
 ) -> None:
     differences = st.compare(table, st.stage1_pairs(table))
     shown = [text for column in ("Δ unseen", "Δ proxy") for text in cross.display[column] if text]
@@ -104,7 +104,7 @@ def test_marks_differences_that_the_correction_does_not_leave(
     assert not one["Δ unseen"].endswith("~")
 
 
-def test_diverged_students_are_counted_and_kept(small: pd.DataFrame, cross: tables.Table) -> None:
+def test_diverged_students_are_counted_and_kept(small: pd.DataFrame, cross: forms.Table) -> None:
     mask = (small.stage1 == "dm") & (small.stage2 == "raw") & (small.architecture == "vit")
     bad = small.copy()
     bad.loc[mask & (small.seed < 2), ["accuracy_last", "diverged"]] = [10.0, True]
@@ -116,8 +116,8 @@ def test_diverged_students_are_counted_and_kept(small: pd.DataFrame, cross: tabl
     assert not any("†" in line for line in cross.legend)
 
 
-def test_csv_holds_last_and_best_apart(table: pd.DataFrame, cross: tables.Table, tmp_path: Path) -> None:
-    tables.write_table(cross, tmp_path / "t.csv")
+def test_csv_holds_last_and_best_apart(table: pd.DataFrame, cross: forms.Table, tmp_path: Path) -> None:
+    forms.write_table(cross, tmp_path / "t.csv")
     read = pd.read_csv(tmp_path / "t.csv", keep_default_na=False)
     mine = read[(read.stage2 == "predd") & (read.ipc == 1) & (read.stage1 == "dm")].iloc[0]
     rows = st.students_of(table, Cell("cifar10", 1, "dm", "predd", "matched")).query("architecture == 'vit'")
@@ -171,7 +171,7 @@ class Outline(HTMLParser):
 def test_html_is_one_document_and_escapes(small: pd.DataFrame, tmp_path: Path) -> None:
     labels = Labels(LABELS.stage1, {**LABELS.stage2, "predd": "<b>P & Q"}, LABELS.architecture, LABELS.dataset)
     found = tables.cross_architecture(small, labels)
-    tables.write_table(found, tmp_path / "t.html")
+    forms.write_table(found, tmp_path / "t.html")
     text = (tmp_path / "t.html").read_text(encoding="utf-8")
     outline = Outline()
     outline.feed(text)
@@ -183,7 +183,7 @@ def test_html_is_one_document_and_escapes(small: pd.DataFrame, tmp_path: Path) -
 def test_tex_is_booktabs_and_escapes(small: pd.DataFrame) -> None:
     labels = Labels({"random": "Random", "dm": "D_M & 50%"}, LABELS.stage2, LABELS.architecture, LABELS.dataset)
     found = tables.cross_architecture(small, labels)
-    text = tables.to_tex(found)
+    text = forms.to_tex(found)
     for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\addlinespace", r"D\_M \& 50\%", r"$\pm$", r"$\sim$"):
         assert rule in text
     assert not set("±−Δ†~") & set(text)
@@ -196,12 +196,12 @@ def test_tex_is_booktabs_and_escapes(small: pd.DataFrame) -> None:
 def test_markdown_has_a_full_row_per_set(small: pd.DataFrame) -> None:
     labels = Labels({"random": "Random", "dm": "D|M"}, LABELS.stage2, LABELS.architecture, LABELS.dataset)
     found = tables.cross_architecture(small, labels)
-    lines = [line for line in tables.to_markdown(found).splitlines() if line.startswith("|")]
+    lines = [line for line in forms.to_markdown(found).splitlines() if line.startswith("|")]
     assert len(lines) == len(found.display) + 2
     assert {line.replace(r"\|", "").count("|") for line in lines} == {len(found.display.columns) + 1}
     assert r"D\|M" in lines[-1] and r" \~ |" in "".join(lines)
 
 
-def test_unknown_suffix_is_refused(cross: tables.Table, tmp_path: Path) -> None:
+def test_unknown_suffix_is_refused(cross: forms.Table, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is written as .csv, .tex, .html, .md"):
-        tables.write_table(cross, tmp_path / "t.xlsx")
+        forms.write_table(cross, tmp_path / "t.xlsx")

@@ -3,10 +3,10 @@
 import pandas as pd
 
 from diver.progress import step_log
+from diver.report.forms import write_table
 from diver.report.labels import Labels
 from diver.report.published import read_published
 from diver.report.reproduced import compare_published
-from diver.report.tables import write_table
 from diver.study import SetCell
 
 params = snakemake.params

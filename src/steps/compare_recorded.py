@@ -3,9 +3,9 @@
 import pandas as pd
 
 from diver.progress import step_log
+from diver.report.forms import write_table
 from diver.report.labels import Labels
 from diver.report.recorded import compare_recorded, recorded_accuracies
-from diver.report.tables import write_table
 from diver.study import SetCell
 
 params = snakemake.params

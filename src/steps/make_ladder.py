@@ -4,8 +4,9 @@ import pandas as pd
 
 from diver.progress import step_log
 from diver.report.figures import ladder
+from diver.report.forms import write_table
 from diver.report.labels import Labels
-from diver.report.tables import ablation, write_table
+from diver.report.tables import ablation
 
 output, params = snakemake.output, snakemake.params
 with step_log(snakemake.log[0], snakemake.threads, "ladder"):

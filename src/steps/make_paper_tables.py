@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from diver.progress import step_log
+from diver.report.forms import WRITERS, write_table
 from diver.report.labels import Labels
 from diver.report.paper import paper_table, read_students
 from diver.report.published import read_published
-from diver.report.tables import WRITERS, write_table
 
 params = snakemake.params
 with step_log(snakemake.log[0], snakemake.threads, "tables of the publication"):

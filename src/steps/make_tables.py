@@ -5,8 +5,9 @@ from pathlib import Path
 import pandas as pd
 
 from diver.progress import step_log
+from diver.report.forms import write_table
 from diver.report.labels import Labels
-from diver.report.tables import cross_architecture, metrics_text, write_table
+from diver.report.tables import cross_architecture, metrics_text
 
 output, params = snakemake.output, snakemake.params
 with step_log(snakemake.log[0], snakemake.threads, "tables"):

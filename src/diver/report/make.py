@@ -13,6 +13,7 @@ from diver.config.report import PUBLISHED
 from diver.config.study import Study
 from diver.data.spec import DatasetSpec
 from diver.report import choices, figures, tables
+from diver.report.forms import WRITERS, Table, write_table
 from diver.report.labels import Labels, names_of
 from diver.report.normality import Normality, draw_normality
 from diver.report.paper import paper_table, plans
@@ -21,7 +22,6 @@ from diver.report.recorded import compare_recorded, recorded_accuracies
 from diver.report.reproduced import compare_published
 from diver.report.sweeps import sweeps
 from diver.report.systems import Cost, systems, time_of
-from diver.report.tables import WRITERS, Table, write_table
 from diver.study import SetCell, native_entries, results_path, set_path
 
 

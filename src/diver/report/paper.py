@@ -13,6 +13,7 @@ import pandas as pd
 
 from diver.config.report import UNSEEN_MEAN, PaperTable
 from diver.config.study import NONE, Study
+from diver.report.forms import Table
 from diver.report.labels import Labels
 from diver.report.published import find
 from diver.report.statistics import (
@@ -29,7 +30,6 @@ from diver.report.statistics import (
 from diver.report.tables import (
     OTHER,
     ROW_NAMES,
-    Table,
     diverged_lines,
     diverged_text,
     number_text,

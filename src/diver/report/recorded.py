@@ -10,11 +10,11 @@ from scipy import stats
 
 from diver.config.networks import RECORDED
 from diver.config.study import NONE
+from diver.report.forms import Table
 from diver.report.labels import Labels
 from diver.report.record import chain
 from diver.report.statistics import BEST, LAST, t_interval
 from diver.report.tables import (
-    Table,
     diverged_lines,
     interval_text,
     number_text,

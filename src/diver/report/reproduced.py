@@ -6,18 +6,11 @@ from typing import Any
 import pandas as pd
 
 from diver.config.study import NONE
+from diver.report.forms import Table
 from diver.report.labels import Labels
 from diver.report.published import ACCURACY, PublishedError
 from diver.report.statistics import BEST, LAST, reported_value, t_interval
-from diver.report.tables import (
-    OTHER,
-    Table,
-    diverged_lines,
-    number_text,
-    protocol_lines,
-    reported_text,
-    without_constant,
-)
+from diver.report.tables import OTHER, diverged_lines, number_text, protocol_lines, reported_text, without_constant
 from diver.study import MATCHED, SetCell
 
 # Points within which an accuracy counts as reproduced.

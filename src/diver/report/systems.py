@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from diver.config.study import NONE
+from diver.report.forms import Table
 from diver.report.labels import Labels
 from diver.report.statistics import (
     LEVEL,
@@ -22,7 +23,6 @@ from diver.report.statistics import (
 )
 from diver.report.tables import (
     MISSING,
-    Table,
     accuracy,
     correction_lines,
     difference_text,
