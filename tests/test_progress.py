@@ -75,3 +75,21 @@ def test_time_left_is_of_what_was_done_since_the_start(
         now += 0.05
     report(20, 100)
     assert "a second" in capsys.readouterr().err
+
+
+def test_each_part_of_a_work_has_a_rate_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second network's first epoch took 4 seconds, not the first network's ten as well."""
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    report = reporter("students", every=0.0)
+    for done, seconds in ((1, 1.0), (10, 9.0), (0, 1.0), (1, 4.0), (1, 6.0), (2, 10.0)):
+        now += seconds
+        report(done, 10)
+    lines = [line.partition("spent")[2] for line in capsys.readouterr().err.splitlines()]
+    assert lines[1:4] == [", 1 s each, 0:00 left", "", ", 4 s each, 0:36 left"]
+    assert lines[5] == ", 10 s each, 1:20 left"
+    now += 3.0
+    report(1, 4)
+    assert capsys.readouterr().err.endswith("0:34 spent, 3 s each, 0:09 left\n")

@@ -41,16 +41,21 @@ def paced(seconds: float) -> str:
 def reporter(label: str, every: float = TERMINAL_EVERY) -> Progress:
     """A callback (done, total, note) that prints rate and time left to stderr at most once in `every` seconds.
 
-    A first report of several done tells neither, as they may have been done before a stop, by another process.
+    A first report of several done tells neither, as they may have been done before a stop, by another process. A count
+    that goes back is of the next part of the work: its rate is its own.
     """
     terminal, started, last = sys.stderr, time.monotonic(), time.monotonic()
+    part, latest = started, (0, started)
     begun: tuple[float, int] | None = None
 
     def report(done: int, total: int, note: str = "") -> None:
-        nonlocal last, begun
+        nonlocal last, part, begun, latest
         now = time.monotonic()
+        if done < latest[0]:
+            part, begun = latest[1], None
         # By what was done since the first report: a run that goes on has done some before it started.
-        then, before = begun = begun or ((started, 0) if done == 1 else (now, done))
+        then, before = begun = begun or ((part, 0) if done == 1 else (now, done))
+        latest = done, now
         pace = (now - then) / (done - before) if done > before else None
         line = f"{label}: {done}/{total} {note} ".replace("  ", " ")
         line += f"{clock(now - started)} spent"
