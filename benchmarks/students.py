@@ -143,19 +143,19 @@ SIDES: dict[str, tuple[Callable[..., list[float]], str]] = {
 
 
 def work_flop(name: str, data: StudentData, used: StudentProtocol, seeds: int) -> float:
-    """Additions and multiplications of all training steps and tests, counted by torch on one image."""
+    """Additions and multiplications of all training steps and tests, counted by torch on one image of no content."""
     from torch.utils.flop_counter import FlopCounterMode
 
     kind, options, _ = NETWORKS[name]
-    network = create(kind, data.classes, 3, SIZE, **options)
-    x = torch.randn(2, 3, SIZE, SIZE, requires_grad=False)
     counts = []
-    for backward in (False, True):
-        with FlopCounterMode(display=False) as counter:
-            out = network(x)
-            if backward:
-                F.cross_entropy(out, torch.zeros(2, dtype=torch.long)).backward()
-        counts.append(counter.get_total_flops() / 2)
+    with torch.device("meta"):
+        network, x = create(kind, data.classes, 3, SIZE, **options), torch.empty(2, 3, SIZE, SIZE)
+        for backward in (False, True):
+            with FlopCounterMode(display=False) as counter:
+                out = network(x)
+                if backward:
+                    F.cross_entropy(out, torch.zeros(2, dtype=torch.long)).backward()
+            counts.append(counter.get_total_flops() / 2)
     return seeds * (counts[1] * used.epochs * len(data.images) + counts[0] * len(data.test_images))
 
 
