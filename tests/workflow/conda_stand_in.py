@@ -77,7 +77,9 @@ def create(file: Path, prefix: Path) -> None:
             link = site / top
             if not link.exists():
                 link.symlink_to(Path(str(one.locate_file(top))).resolve())
-    (site / "sitecustomize.py").write_text(WITNESS)
+    # Not `sitecustomize`, of which Debian's Python has one of its own that comes first.
+    (site / "witness.py").write_text(WITNESS)
+    (site / "witness.pth").write_text("import witness\n")
 
 
 def main(words: list[str]) -> None:
