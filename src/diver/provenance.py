@@ -6,28 +6,41 @@ each rule therefore carries `code_digest("src/steps/<step>.py")` as a parameter.
 
 import ast
 import hashlib
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1]
 
 
+def _statements(block: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """All of a block, nested ones too. Expressions hold none, and are nine tenths of what `ast.walk` goes through."""
+    for one in block:
+        yield one
+        for part in ("body", "orelse", "finalbody"):
+            yield from _statements(getattr(one, part, ()))
+        for branch in (*getattr(one, "handlers", ()), *getattr(one, "cases", ())):
+            yield from _statements(branch.body)
+
+
+@cache
+def _files(module: str) -> frozenset[Path]:
+    """What of `src/` importing a module runs; importing a.b.c also runs a/__init__.py and a/b/__init__.py."""
+    package = module.rpartition(".")[0]
+    stem = SOURCE.joinpath(*module.split("."))
+    own = {file for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.exists()}
+    return frozenset(own) | (_files(package) if package else frozenset())
+
+
 @cache
 def _local_imports(path: Path) -> frozenset[Path]:
     names: list[str] = []
-    for node in ast.walk(ast.parse(path.read_text(), filename=str(path))):
+    for node in _statements(ast.parse(path.read_text(), filename=str(path)).body):
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
-    found: set[Path] = set()
-    for name in names:
-        parts = name.split(".")
-        # Importing a.b.c also runs a/__init__.py and a/b/__init__.py.
-        for depth in range(1, len(parts) + 1):
-            stem = SOURCE.joinpath(*parts[:depth])
-            found.update(c for c in (stem.with_suffix(".py"), stem / "__init__.py") if c.exists())
-    return frozenset(found)
+    return frozenset[Path]().union(*(_files(name) for name in names))
 
 
 def used_modules(script: str | Path) -> list[Path]:

@@ -41,26 +41,21 @@ def convolution(
     return [*layers, activation(inplace=True)] if activation else layers
 
 
-# In wider images torch's own pooling is as fast.
-_WIDEST_PRODUCT = 64
-
-
 def halved(x: Tensor) -> Tensor:
     """2x2 average pooling of [N, C, H, W].
 
-    Where operations are fused it is written as a mean, which then is part of what surrounds it; torch's own is not. On
-    a CPU small images are halved by a product of matrices, three times faster than torch's own both ways; its sums are
-    the same, to the order, but an infinity makes two rows of its image no numbers.
+    Where operations are fused on a GPU it is written as a mean, which then is part of what surrounds it; torch's own is
+    not. On a CPU it is a sum of rows and then of columns, twice to four times as fast as torch's own; its sums are of
+    another order, so rounding may differ. Half precision is left to torch, which adds in float32.
     """
     fused, height, width = torch.compiler.is_compiling(), x.shape[2] // 2, x.shape[3] // 2
     if fused and x.is_cuda:
         return x[:, :, : 2 * height, : 2 * width].unflatten(3, (width, 2)).unflatten(2, (height, 2)).mean((3, 5))
-    if fused or x.device.type != "cpu" or x.shape[3] > _WIDEST_PRODUCT:
+    if fused or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
         return F.avg_pool2d(x, 2)
-    means = torch.eye(width, dtype=x.dtype).repeat_interleave(2, 0) / 4
-    rows = x[:, :, : 2 * height, : 2 * width].reshape(-1, 4 * width)
-    with torch.autocast("cpu", enabled=False):
-        return (rows @ torch.cat([means, means])).view(*x.shape[:2], height, width)
+    above, below = x[:, :, : 2 * height, : 2 * width].unflatten(2, (height, 2)).unbind(3)
+    rows = above + below
+    return (rows[..., ::2] + rows[..., 1::2]) * 0.25
 
 
 class Halving(nn.AvgPool2d):
