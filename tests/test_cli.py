@@ -208,7 +208,7 @@ def test_bad_set_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 def test_check_counts_the_jobs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "check", str(ROOT / "config/test.yaml")) == 0
-    assert "9 sets, 22 student jobs, 44 students" in capsys.readouterr().out
+    assert "9 sets, 11 student jobs, 44 students" in capsys.readouterr().out
 
 
 def test_refused_study(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

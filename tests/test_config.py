@@ -126,18 +126,19 @@ def test_unreadable_studies(tmp_path: Path, content: str | None, word: str) -> N
         load_study(path)
 
 
-def test_cells_and_paths() -> None:
-    study = parse_study(raw(), "test")
+@pytest.mark.parametrize(("together", "jobs", "group"), [(True, 1, "all"), (False, 2, "resnet")])
+def test_cells_and_paths(together: bool, jobs: int, group: str) -> None:
+    study = parse_study(edit("students/together", together), "test")
     sets = list(set_cells(study))
     assert len(sets) == len(set(sets)) == 3 + 5 + 1
     assert SetCell("cifar10-slice", 2, "random", "diver") not in sets
     students = list(student_cells(study))
-    assert len(students) == 2 * (len(sets) + 1)
+    assert len(students) == jobs * (len(sets) + 1)
     paths = [students_path(study, s) for s in students] + [set_path(study, s) for s in sets]
     assert len(paths) == len(set(paths))
-    one = StudentCell(SetCell("cifar10-slice", 2, "dm", "diver"), "as-published", "resnet")
+    one = StudentCell(SetCell("cifar10-slice", 2, "dm", "diver"), "as-published", group)
     assert students_path(study, one) == Path(
-        "results/test/students/cifar10-slice/ipc2/dm/diver/as-published/resnet.csv"
+        f"results/test/students/cifar10-slice/ipc2/dm/diver/as-published/{group}.csv"
     )
 
 
@@ -210,6 +211,7 @@ def several_datasets() -> dict[str, Any]:
     content["ipc_of"] = {"cifar10": [1, 3]}
     content["teacher_of"] = {"cifar10": {"network": "resnet"}}
     content["shards_of"] = {"cifar10": 2}
+    content["students"]["together"] = False
     content["students_of"] = {
         "cifar10": {"seeds": [7], "architectures": {"vit": {"network": "vit", "label": "ViT"}}, "as_published": {}}
     }

@@ -50,7 +50,7 @@ def write_study(folder: Path) -> None:
         study["distill"] = {"dm": study["distill"]["dm"]}
         study["recover"] = {name: study["recover"][name] for name in ("inheritance", "diver")}
         study["report"]["gallery"] = ["none", "diver"]
-        study["students"].update(together=True, as_published={})
+        study["students"].update(as_published={})
         del study["students"]["full_data"]
     (folder / STUDY).write_text(yaml.safe_dump(study))
 

@@ -65,8 +65,8 @@ def test_changed_setting_reruns_only_its_set(finished: Path) -> None:
     finally:
         config.write_text(original)
     planned = jobs(result)
-    # PReDD is applied to both stage-1 sets, and two architectures are trained on each.
-    assert (planned["recover_set"], planned["train_students"]) == (2, 4)
+    # PReDD is applied to both stage-1 sets.
+    assert (planned["recover_set"], planned["train_students"]) == (2, 2)
     assert not planned.keys() & {"distill_set", "prepare_data", "trace_phases"}
 
 
@@ -172,7 +172,7 @@ def test_released_set_is_recovered_in_shards_and_swept(finished: Path) -> None:
         },
         report={"ladder_of": "dc", "ladder": ["none", "gamma-0", "diver"], "gallery": ["diver"], "phases_of": "diver"},
     )
-    study["students"].update(as_published={}, together=True, seeds=[0, 1])
+    study["students"].update(as_published={}, seeds=[0, 1])
     study["students"]["architectures"]["convnet"] = {"network": "convnet-3", "label": "ConvNet", "role": "proxy"}
     del study["students"]["full_data"]
     path = finished / "config/test-shards.yaml"
