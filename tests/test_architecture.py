@@ -3,12 +3,14 @@
 import ast
 import re
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
 
+from diver import provenance
 from diver.provenance import code_digest, used_modules
 
 ROOT = Path(__file__).parents[1]
@@ -63,27 +65,57 @@ def test_digest_follows_what_a_step_imports() -> None:
     assert not any(name.startswith("diver/students") for name in recover)
 
 
-def test_digest_changes_with_an_imported_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import diver.provenance as provenance
+def forget() -> None:
+    for known in (provenance._files, provenance._local_imports):
+        known.cache_clear()
 
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder in place of src/, with a package of two modules."""
     package = tmp_path / "diver"
     package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "used.py").write_text("A = 1\n")
-    (package / "unused.py").write_text("B = 1\n")
-    step = tmp_path / "step.py"
-    step.write_text("from diver.used import A\n")
+    for name in ("__init__", "used", "unused"):
+        (package / f"{name}.py").write_text("A = 1\n")
     monkeypatch.setattr(provenance, "SOURCE", tmp_path)
+    forget()
+    yield tmp_path
+    forget()
+
+
+def test_digest_changes_with_an_imported_module(source: Path) -> None:
+    step = source / "step.py"
+    step.write_text("from diver.used import A\n")
 
     def digest() -> str:
-        provenance._local_imports.cache_clear()
+        forget()
         return code_digest(step)
 
     first = digest()
-    (package / "unused.py").write_text("B = 2\n")
+    (source / "diver/unused.py").write_text("A = 2\n")
     assert digest() == first
-    (package / "used.py").write_text("A = 2\n")
+    (source / "diver/used.py").write_text("A = 2\n")
     assert digest() != first
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        "{}",
+        "def f(x):\n    if x:\n        {}",
+        "class A:\n    async def f(self):\n        async with self:\n            {}",
+        "try:\n    pass\nexcept ValueError:\n    {}",
+        "try:\n    pass\nexcept* ValueError:\n    pass\nelse:\n    {}\nfinally:\n    pass",
+        "try:\n    pass\nfinally:\n    {}",
+        "for x in ():\n    while x:\n        pass\n    else:\n        {}",
+        "match 1:\n    case 2:\n        pass\n    case _:\n        {}",
+    ],
+)
+@pytest.mark.parametrize("line", ["from diver.used import A", "import os, diver.used as u", "from diver import used"])
+def test_an_import_is_found_wherever_it_stands(around: str, line: str, source: Path) -> None:
+    step = source / "step.py"
+    step.write_text(around.format(line) + "\n")
+    assert used_modules(step) == sorted([step, source / "diver/__init__.py", source / "diver/used.py"])
 
 
 def lock_of(environment: Path) -> Path:

@@ -28,10 +28,11 @@ from diver.cli.files import EIGHT_BIT, EXPORTED, IMPORTED
 from diver.cli.reading import guessed_dataset
 from diver.config import distill, recover
 from diver.config.protocols import PRESETS, Protocol, by_ipc, protocol
-from diver.data.prepared import Prepared
+from diver.data.prepared import Prepared, standardise
 from diver.distill.loop import STATE
 from diver.exports import EXPORTS
 from diver.importers import FORMS
+from diver.networks import create
 from diver.networks.weights import read_trained
 from diver.prior.base import Prior
 from diver.prior.train import dit_scheduler
@@ -262,6 +263,47 @@ def test_teacher_then_every_protocol_on_a_set(
         assert f"protocol {name}; departures: epochs=2" in shown
     assert run(monkeypatch, "evaluate", str(set_file), *data, *short, "--json") == 0
     assert [row["seed"] for row in json.loads(capsys.readouterr().out)] == [0, 1]
+
+
+def test_teacher_that_was_trained_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], prepared_file: Path, tmp_path: Path
+) -> None:
+    """Its accuracy is that of its own answers to the test images, as it was trained to see them."""
+    data, network, mean, std = (
+        Prepared.read(prepared_file),
+        create("convnet", 3, 3, 16, width=4),
+        (0.1,) * 3,
+        (0.5,) * 3,
+    )
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "weights.pth")
+    with torch.no_grad():
+        answers = network.eval()(standardise(data.test_images, mean, std)).argmax(1)
+    teacher = tmp_path / "teacher.safetensors"
+
+    def teach(*arguments: str) -> int:
+        common = ["--prepared", str(prepared_file), "--out", str(teacher), "--weights", str(tmp_path / "weights.pth")]
+        return run(monkeypatch, "teach", *common, *arguments)
+
+    own, lit = ["--network", "convnet", "--option", "width=4"], ["--mean", "0.1,0.1,0.1", "--std", "0.5,0.5,0.5"]
+    for share in (1.0, 0.0):
+        # What it says is right, then wrong.
+        labels = answers if share else (answers + 1) % 3
+        replace(data, test_labels=labels).write(prepared_file)
+        assert teach(*own, *lit, "--json") == 0
+        said = capsys.readouterr()
+        assert json.loads(said.out) == {"file": str(teacher), "network": "convnet", "accuracy": 100.0 * share}
+        assert ("near chance (33.3 %)" in said.err) == (not share)
+        assert (read_trained(teacher).mean, read_trained(teacher).accuracy) == (mean, 100.0 * share)
+    for arguments, words in {
+        (): "does not say which network it is of",
+        (*own, *lit, "--set", "epochs=2"): "--set epochs=2: with --weights nothing is trained",
+        (*own, "--mean", "0.1;0.1"): "--mean 0.1;0.1: numbers with commas",
+        (*own, "--mean", "0.1"): "give a mean and a deviation above 0 of each of the channels",
+        (*own, "--weights", "timm:resnet18", *lit): "--mean and --std are of a state dict",
+    }.items():
+        assert teach(*arguments) == 2
+        error = capsys.readouterr().err.strip()
+        assert words in error and len(error.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "convnet": {"width": 8},
     "resnet": {"width": 4},
     "resnet_ap": {"width": 4},
+    "resnet_cifar": {"depth": 8, "width": 4},
     "vgg": {"width": 4},
     "alexnet": {},
     "mobilenet": {"width": 0.25},
@@ -62,6 +63,8 @@ def count(network: nn.Module) -> int:
         ("shufflenetv2-depthwise", 128, 2_278_604 - 990 * 1025),
         ("mobilenetv2", 224, 3_504_872 - 990 * 1281),
         ("efficientnet-b0", 224, 5_288_548 - 990 * 1281),
+        # He et al. 2016, table 6, has 0.27 million; layers by hand: stem, 6 convolutions a stage, norms, linear.
+        ("resnet20", 32, 432 + 6 * 2304 + 4608 + 5 * 9216 + 18432 + 5 * 36864 + 2 * 7 * 16 + 2 * 6 * 96 + 650),
         ("resnet18", 224, 11_689_512 - 990 * 513),
         ("vit-b16", 224, 86_567_656 - 990 * 769),
     ],

@@ -9,9 +9,10 @@ from diffusers import DDIMScheduler, DiTPipeline
 from torch import Tensor
 
 from diver.config.prior import DiTTraining, VAETraining
+from diver.networks import create
 from diver.prior.base import PriorError
 from diver.prior.dit import DiTPrior, noise_of
-from diver.prior.judge import Classifier, ResNet20, agreement, load_classifier, sample_classes
+from diver.prior.judge import agreement, load_classifier, sample_classes
 from diver.prior.load import load_prior
 from diver.prior.schedule import Level
 from diver.prior.train import keyed_generator, reconstruction_psnr, train_dit, train_vae, warm_constant_decay
@@ -138,7 +139,7 @@ def test_directory_that_is_no_prior_is_named(tmp_path: Path) -> None:
 
 def test_classifier_loads_tensors_only(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = ResNet20()
+    network = create("resnet20")
     torch.save({"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}}, tmp_path / "ok.th")
     judge = load_classifier(tmp_path / "ok.th")
     x = torch.rand(4, 3, 32, 32)
@@ -181,8 +182,3 @@ def test_shipped_prior_is_small_loads_and_says_what_it_is() -> None:
     card = (SHIPPED / "README.md").read_text()
     for word in ("training images", "steps", "wall time", "Hardware", "Command", "dB", "guidance", "loss.png"):
         assert word in card, word
-
-
-def test_classifier_network_is_the_published_one() -> None:
-    assert sum(p.numel() for p in ResNet20().parameters()) == 269_722
-    assert Classifier(ResNet20().eval()).predict(torch.rand(2, 3, 32, 32)).shape == (2,)

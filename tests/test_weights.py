@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from diver.data.prepared import Prepared
 from diver.networks import create
 from diver.networks.weights import Trained, WeightsError, embed, for_input, load_teacher, read_trained, write_trained
+from diver.sets import ValueRange
 from diver.tensorfile import read_tensors, write_tensors
 
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)
@@ -167,6 +168,24 @@ def test_foreign_state_dicts(data: Prepared, images: Tensor, tmp_path: Path, ins
     assert (teacher.mean, teacher.accuracy, teacher.notes) == (MEAN, None, {"state_dict": "one.pth"})
     write_trained(tmp_path / "kept", teacher)
     assert torch.equal(load_teacher(tmp_path / "kept", data).logits(images), one.logits(images))
+    # As torch wrote them before 0.4.1.
+    torch.save({key: tensor for key, tensor in state.items() if "num_batches" not in key}, tmp_path / "one.pth")
+    old = load_teacher(tmp_path / "one.pth", data, "mobilenet", SMALL["mobilenet"])
+    assert torch.equal(old.logits(images), one.logits(images))
+
+
+def test_foreign_state_dicts_may_be_of_another_standardisation(data: Prepared, images: Tensor, tmp_path: Path) -> None:
+    one, mean, std = trained("resnet"), (0.1, 0.2, 0.3), (0.5, 0.25, 0.125)
+    torch.save(one.network.state_dict(), tmp_path / "one.pth")
+    teacher = load_teacher(tmp_path / "one.pth", data, "resnet", SMALL["resnet"], mean=mean, std=std)
+    unit = ValueRange.standardised(data.mean, data.std).to_unit(images)
+    wanted = one.logits(ValueRange.standardised(mean, std).from_unit(unit))
+    assert torch.allclose(teacher.logits(images), wanted, atol=1e-5)
+    write_trained(tmp_path / "kept", teacher)
+    assert torch.allclose(load_teacher(tmp_path / "kept", data).logits(images), wanted, atol=1e-5)
+    for wrong in ((0.5,), (0.5, 0.5, 0.0)):
+        with pytest.raises(WeightsError, match=r"one\.pth.*give a mean and a deviation above 0 of each"):
+            load_teacher(tmp_path / "one.pth", data, "resnet", SMALL["resnet"], mean=wrong, std=wrong)
 
 
 def test_foreign_files_are_refused(data: Prepared, tmp_path: Path) -> None:

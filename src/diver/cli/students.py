@@ -9,6 +9,7 @@ import yaml
 
 from diver.cli.common import (
     Json,
+    UserError,
     aligned,
     completed,
     known,
@@ -101,8 +102,9 @@ def teach(
     out: Annotated[Path, typer.Option(help="Where to write the teacher.")],
     prepared: Annotated[Path, typer.Option(help="The prepared dataset, as `snakemake data` makes it.")],
     network: Annotated[
-        str, typer.Option(help="A network or preset.", autocompletion=completed(network_names))
-    ] = "resnet18-dd",
+        str | None,
+        typer.Option(help="A network or preset.", show_default="resnet18-dd", autocompletion=completed(network_names)),
+    ] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="Option of the network, KEY=VALUE, as norm=batch; repeatable.")
     ] = None,
@@ -110,9 +112,23 @@ def teach(
         list[str] | None, typer.Option("--set", help="Departure from protocol full-data, KEY=VALUE; repeatable.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of its weights and batches.")] = 0,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Train nothing, take these: a state dict (.pt, .pth, .th) of --network, or timm:NAME."),
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            help="How a state dict's images were standardised, as 0.49,0.48,0.45.", show_default="the dataset's"
+        ),
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Likewise, the deviations.", show_default="the dataset's")] = None,
     json_: Json = False,
 ) -> None:
     """Train a teacher on the whole training set, for soft-label protocols and as an encoder. Resumes where it stopped.
+
+    With --weights it is one that was trained elsewhere, and its accuracy on the test images shows whether the order of
+    its classes and its standardisation are what they are taken for.
 
     Examples:
 
@@ -120,32 +136,62 @@ def teach(
 
     diver teach --prepared data/prepared/cifar10.safetensors --out squeezed.safetensors --network resnet
     --option norm=batch
+
+    diver teach --prepared data/prepared/cifar10.safetensors --out teacher.safetensors --weights released.pth
+    --network torchvision:resnet18 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
     """
     import shutil
 
     from diver.config.networks import check_network
     from diver.config.protocols import Protocol
     from diver.data.prepared import Prepared
-    from diver.networks.weights import write_trained
+    from diver.networks.weights import FOREIGN, write_trained
     from diver.progress import reporter
-    from diver.students import train_teacher
+    from diver.students import adopt_teacher, train_teacher
     from diver.workers import best_device
 
-    with mendable(f"--network {network}"):
-        check_network(network)
+    if network:
+        with mendable(f"--network {network}"):
+            check_network(network)
     options = options_of(option, "--option")
     chosen = settings(["name=full-data", *(set_ or [])], Protocol)
+    if weights and set_:
+        raise UserError(f"--set {set_[0]}: with --weights nothing is trained; leave one of them out")
+    if (mean or std) and Path(weights or "").suffix not in FOREIGN:
+        raise UserError(
+            "--mean and --std are of a state dict that --weights gives; all else says how it is standardised"
+        )
+    means, stds = (_numbers(text, name) for text, name in ((mean, "--mean"), (std, "--std")))
     writable(out, prepared)
     points = out.with_name(f".{out.name}.checkpoints")
-    data, progress = Prepared.read(prepared), reporter("teacher", every=5)
+    data = Prepared.read(prepared)
     with mendable():
-        trained = train_teacher(data, network, options, chosen, seed, progress, points, best_device())
+        if weights:
+            trained = adopt_teacher(data, weights, network, options, means, stds, best_device())
+        else:
+            network, progress = network or "resnet18-dd", reporter("teacher", every=5)
+            trained = train_teacher(data, network, options, chosen, seed, progress, points, best_device())
     write_trained(out, trained)
     shutil.rmtree(points, ignore_errors=True)
+    chance = 100 / len(data.classes)
+    if weights and trained.accuracy is not None and trained.accuracy < 2 * chance:
+        typer.echo(
+            f"{weights}: that is near chance ({chance:.3g} %). Are its classes others, or in another order than "
+            f"{', '.join(data.classes[:3])}, ...? Were its images standardised otherwise (--mean, --std)?",
+            err=True,
+        )
     if json_:
-        print_json({"file": str(out), "network": network, "accuracy": trained.accuracy})
+        print_json({"file": str(out), "network": trained.name, "accuracy": trained.accuracy})
     else:
         print(f"{out}: {trained.accuracy:.2f} % of the test images")
+
+
+def _numbers(text: str | None, option: str) -> list[float] | None:
+    """The numbers of an option, one a channel."""
+    try:
+        return [float(part) for part in text.split(",")] if text else None
+    except ValueError:
+        raise UserError(f"{option} {text}: numbers with commas between them, one for each channel") from None
 
 
 def protocols(

@@ -9,6 +9,7 @@ PRESETS are networks as published: a name of OPTIONS or of a library, and option
 | convnet-6              | 224    | 754,570    | Kim et al. 2022 (IDC), Gu et al. 2024 (Minimax Diffusion)          |
 | resnet18-dd            | any    | 11,173,962 | DC, GLaD, PReDD: stem for small images, instance norm              |
 | resnet18-idc           | 224    | 11,181,642 | IDC, Minimax Diffusion: the stem of He et al. 2016, instance norm  |
+| resnet20               | 32     | 269,722    | He et al. 2016, section 4.2: batch norm, shortcuts of zeros        |
 | resnetap-10            | 224    | 4,910,922  | IDC, Minimax Diffusion; 4,903,242 up to 128 pixels                 |
 | resnetap-10-cifar      | 32     | 1,228,970  | IDC, Minimax Diffusion: width 32                                   |
 | vgg-11                 | 32     | 9,231,114  | DC, instance norm                                                  |
@@ -86,6 +87,19 @@ class ResNetAPOptions(Options):
     norm: Norm = "instance"
 
 
+class ResNetCIFAROptions(Options):
+    depth: PositiveInt = 20
+    width: PositiveInt = 16
+    norm: Norm = "batch"
+
+    @field_validator("depth")
+    @classmethod
+    def _whole_stages(cls, depth: int) -> int:
+        if depth < 8 or depth % 6 != 2:
+            raise ValueError(f"{depth} is not 6 n + 2; choose 8, 14, 20, 32, 44, 56 or 110")
+        return depth
+
+
 class VGGOptions(Options):
     width: PositiveInt = 64
     depth: Literal[11, 13, 16, 19] = 11
@@ -161,6 +175,7 @@ OPTIONS: dict[str, type[Options]] = {
     "convnet": ConvNetOptions,
     "resnet": ResNetOptions,
     "resnet_ap": ResNetAPOptions,
+    "resnet_cifar": ResNetCIFAROptions,
     "vgg": VGGOptions,
     "alexnet": AlexNetOptions,
     "mobilenet": MobileNetOptions,
@@ -176,6 +191,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "convnet-6": ("convnet", {"depth": 6}),
     "resnet18-dd": ("resnet", {}),
     "resnet18-idc": ("resnet", {"stem": "large"}),
+    "resnet20": ("resnet_cifar", {}),
     "resnetap-10": ("resnet_ap", {}),
     "resnetap-10-cifar": ("resnet_ap", {"width": 32}),
     "vgg-11": ("vgg", {}),

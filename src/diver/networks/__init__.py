@@ -14,6 +14,7 @@ from diver.networks.efficientnet import EfficientNet
 from diver.networks.mobilenet import MobileNet
 from diver.networks.resnet import ResNet
 from diver.networks.resnet_ap import ResNetAP
+from diver.networks.resnet_cifar import ResNetCIFAR
 from diver.networks.shufflenet import ShuffleNet
 from diver.networks.vgg import VGG
 from diver.networks.vit import ViT
@@ -22,6 +23,7 @@ REGISTRY: dict[str, Callable[..., nn.Module]] = {
     "convnet": ConvNet,
     "resnet": ResNet,
     "resnet_ap": ResNetAP,
+    "resnet_cifar": ResNetCIFAR,
     "vgg": VGG,
     "alexnet": AlexNet,
     "mobilenet": MobileNet,

@@ -166,11 +166,11 @@ def write_trained(path: str | Path, trained: Trained) -> None:
         raise WeightsError(f"{path}: not written, {fault}")
 
 
-def _check_range(header: _Header) -> None:
-    """Raise ValueError unless mean and std are a standardisation of the header's channels."""
-    ValueRange.standardised(header.mean, header.std)
-    if len(header.mean) != header.channels:
-        raise ValueError(f"mean and std have {len(header.mean)} channels, the network {header.channels}")
+def _check_range(trained: Trained | _Header) -> None:
+    """Raise ValueError unless mean and std are a standardisation of the network's channels."""
+    ValueRange.standardised(trained.mean, trained.std)
+    if len(trained.mean) != trained.channels:
+        raise ValueError(f"mean and std have {len(trained.mean)} channels, the network {trained.channels}")
 
 
 def read_trained(path: str | Path) -> Trained:
@@ -204,6 +204,8 @@ def load_teacher(
     network: str | None = None,
     options: dict[str, Any] | None = None,
     labelled: bool = True,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> Trained:
     """A teacher for images that are standardised as `data`'s, whatever its own standardisation is.
 
@@ -211,14 +213,14 @@ def load_teacher(
     `timm:local-dir:PATH`), downloaded unless they are in the local cache; or a foreign state dict (.pt, .pth, .th),
     read with tensors and plain numbers allowed and nothing else, of the given `network` with `options`.
     A foreign state dict and timm's weights do not name their classes: their order is taken on trust, and so is
-    a state dict's standardisation, `data`'s.
+    a state dict's standardisation: by `mean` and `std`, of which `data`'s stand for what is left out.
     labelled: False lets a file of `write_trained` with other classes pass, for what uses features and no logits.
     Raises WeightsError, naming the source, the fault and the remedy, also when the teacher does not fit `data`.
     """
     if str(source).startswith(TIMM):
         trained = _pretrained(str(source), data)
     elif Path(source).suffix in FOREIGN:
-        trained = _foreign(Path(source), data, network, options or {})
+        trained = _foreign(Path(source), data, network, options or {}, mean or data.mean, std or data.std)
     else:
         trained = read_trained(source)
         _check_fits(str(source), trained, data, labelled)
@@ -292,19 +294,32 @@ def _pretrained(source: str, data: Dataset) -> Trained:
     )
 
 
-def _foreign(path: Path, data: Dataset, network: str | None, options: dict[str, Any]) -> Trained:
+def _foreign(
+    path: Path,
+    data: Dataset,
+    network: str | None,
+    options: dict[str, Any],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Trained:
     """A network with the weights of a file of torch.save."""
     if network is None:
         raise WeightsError(f"{path}: a state dict does not say which network it is of; give the network and options")
     state = _state_dict(path)
     channels, size = data.train_images.shape[1:3]
     trained = Trained(
-        nn.Identity(), network, options, tuple(data.classes), channels, size, data.dataset, data.mean, data.std
+        nn.Identity(), network, options, tuple(data.classes), channels, size, data.dataset, tuple(mean), tuple(std)
     )
+    try:
+        _check_range(trained)
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}; give a mean and a deviation above 0 of each of the channels") from error
     try:
         built = _build(trained)
     except (ValueError, TypeError, RuntimeError) as error:
         raise WeightsError(f"{path}: the network cannot be built, {error}") from error
+    # Files of torch before 0.4.1 do not count batches, and nothing here asks for their number.
+    state = {name: one for name, one in built.state_dict().items() if name.endswith("num_batches_tracked")} | state
     if fault := _misfit(state, built):
         raise WeightsError(f"{path}: not of {network} with {options}, {fault}; give the network and options it is of")
     built.load_state_dict(state)

@@ -6,44 +6,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from diver.networks import create
 from diver.prior.base import Prior, PriorError
 from diver.prior.dit import ClassConditionalPrior
 from diver.progress import Progress
 from diver.sets import IMAGENET
-
-
-class _Block(nn.Module):
-    def __init__(self, inner: int, outer: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outer)
-        self.conv2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outer)
-        self.stride, self.extra = stride, outer - inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        # The parameter-free shortcut of the CIFAR networks: subsample, and pad channels with zeros on both sides.
-        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra // 2, self.extra // 2))
-        return F.relu(y + shortcut)
-
-
-class ResNet20(nn.Module):
-    """The 20-layer CIFAR network of He et al. (2016), section 4.2: [N, 3, 32, 32] to logits [N, 10]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
-        self.layer1 = nn.Sequential(*(_Block(16, 16, 1) for _ in range(3)))
-        self.layer2 = nn.Sequential(_Block(16, 32, 2), _Block(32, 32, 1), _Block(32, 32, 1))
-        self.layer3 = nn.Sequential(_Block(32, 64, 2), _Block(64, 64, 1), _Block(64, 64, 1))
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
-        return self.linear(x.mean((2, 3)))
 
 
 @dataclass(frozen=True)
@@ -68,7 +36,7 @@ def load_classifier(path: str | Path) -> Classifier:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)
-        network = ResNet20()
+        network = create("resnet20")
         network.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
     except (OSError, RuntimeError, AttributeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise PriorError(f"{path}: not the weights of a CIFAR-10 ResNet-20 ({str(error).splitlines()[0]})") from error

@@ -1,6 +1,7 @@
 """Students: networks trained on a distilled set and tested on real images."""
 
 from diver.students.evaluate import (
+    adopt_teacher,
     answer_set,
     check_set,
     evaluate_full,
@@ -23,6 +24,7 @@ __all__ = [
     "StudentError",
     "StudentProtocol",
     "StudentResult",
+    "adopt_teacher",
     "answer_set",
     "check_set",
     "evaluate_full",

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from diver.config.protocols import Protocol
 from diver.config.students import Architecture
 from diver.data.prepared import Prepared
 from diver.data.zca import Whitening, fit_whitening
-from diver.networks.weights import Trained
+from diver.networks.weights import BATCH, Trained, load_teacher
 from diver.progress import Progress, reporter
 from diver.sets import DistilledSet, ValueRange, learned_rate, resized, whitening_epsilon
 from diver.students.inputs import StudentData, StudentError
@@ -340,3 +341,25 @@ def train_teacher(
         result.accuracy_last,
         {"protocol": protocol.name, "departures": protocol.departures(), "epochs": used.epochs, "seed": seed},
     )
+
+
+def adopt_teacher(
+    data: Prepared,
+    source: str,
+    network: str | None = None,
+    options: dict[str, Any] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    device: str | torch.device = "cpu",
+) -> Trained:
+    """A network that was trained elsewhere, with its test accuracy, for what one of `train_teacher` is for.
+
+    As `load_teacher` reads it; the accuracy tells whether its classes and its standardisation are what they are taken
+    for. Raises WeightsError.
+    """
+    found = load_teacher(source, data, network, options, mean=mean, std=std)
+    found.network.to(device)
+    right = 0
+    for images, labels in zip(data.test_images.split(BATCH), data.test_labels.split(BATCH), strict=True):
+        right += int((found.logits(data.standardised(images.to(device))).argmax(1).cpu() == labels).sum())
+    return replace(found, network=found.network.cpu(), accuracy=100.0 * right / len(data.test_labels))
