@@ -269,41 +269,45 @@ def test_teacher_that_was_trained_elsewhere(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], prepared_file: Path, tmp_path: Path
 ) -> None:
     """Its accuracy is that of its own answers to the test images, as it was trained to see them."""
-    data, network, mean, std = (
-        Prepared.read(prepared_file),
-        create("convnet", 3, 3, 16, width=4),
-        (0.1,) * 3,
-        (0.5,) * 3,
-    )
+    data, mean, std = Prepared.read(prepared_file), (0.1, 0.9, 0.1), (0.1, 0.5, 0.5)
+    torch.manual_seed(0)
+    network = create("convnet", 3, 3, 16, width=4).eval()
     torch.save({"state_dict": network.state_dict()}, tmp_path / "weights.pth")
     with torch.no_grad():
-        answers = network.eval()(standardise(data.test_images, mean, std)).argmax(1)
-    teacher = tmp_path / "teacher.safetensors"
+        answers = network(standardise(data.test_images, mean, std)).argmax(1)
+        assert (network(data.standardised(data.test_images)).argmax(1) != answers).sum() > 3
+    teacher, weights = tmp_path / "teacher.safetensors", tmp_path / "weights.pth"
 
-    def teach(*arguments: str) -> int:
-        common = ["--prepared", str(prepared_file), "--out", str(teacher), "--weights", str(tmp_path / "weights.pth")]
+    def teach(*arguments: str, out: Path = teacher, of: Path | str = weights) -> int:
+        common = ["--prepared", str(prepared_file), "--out", str(out), "--weights", str(of)]
         return run(monkeypatch, "teach", *common, *arguments)
 
-    own, lit = ["--network", "convnet", "--option", "width=4"], ["--mean", "0.1,0.1,0.1", "--std", "0.5,0.5,0.5"]
-    for share in (1.0, 0.0):
-        # What it says is right, then wrong.
-        labels = answers if share else (answers + 1) % 3
-        replace(data, test_labels=labels).write(prepared_file)
+    own, lit = ["--network", "convnet", "--option", "width=4"], ["--mean", "0.1,0.9,0.1", "--std", "0.1,0.5,0.5"]
+    for accuracy in (100.0, 0.0):
+        replace(data, test_labels=answers if accuracy else (answers + 1) % 3).write(prepared_file)
         assert teach(*own, *lit, "--json") == 0
         said = capsys.readouterr()
-        assert json.loads(said.out) == {"file": str(teacher), "network": "convnet", "accuracy": 100.0 * share}
-        assert ("near chance (33.3 %)" in said.err) == (not share)
-        assert (read_trained(teacher).mean, read_trained(teacher).accuracy) == (mean, 100.0 * share)
-    for arguments, words in {
-        (): "does not say which network it is of",
-        (*own, *lit, "--set", "epochs=2"): "--set epochs=2: with --weights nothing is trained",
-        (*own, "--mean", "0.1;0.1"): "--mean 0.1;0.1: numbers with commas",
-        (*own, "--mean", "0.1"): "give a mean and a deviation above 0 of each of the channels",
-        (*own, "--weights", "timm:resnet18", *lit): "--mean and --std are of a state dict",
-    }.items():
-        assert teach(*arguments) == 2
+        assert json.loads(said.out) == {"file": str(teacher), "network": "convnet", "accuracy": accuracy}
+        assert ("0.00 % is near chance (33.3 %)" in said.err) == (not accuracy)
+        assert (read_trained(teacher).mean, read_trained(teacher).accuracy) == (mean, accuracy)
+    released = weights.read_bytes()
+    for arguments, given, words in [
+        ((), {}, "does not say which network it is of"),
+        ((*own, "--set", "epochs=2"), {}, "--set epochs=2: with --weights nothing is trained"),
+        ((*own, "--mean", "0.1;0.1"), {}, "--mean 0.1;0.1: numbers with commas"),
+        ((*own, "--mean", ""), {}, "numbers with commas"),
+        ((*own, "--mean", "0.1"), {}, "give a mean and a deviation above 0 of each of the channels"),
+        (("--network", "torchvision:alexnet"), {}, "network torchvision:alexnet cannot be trained"),
+        (own, {"out": weights}, "would be taken for a state dict by its suffix"),
+        ((), {"out": teacher, "of": teacher}, "is what is read, and would be lost"),
+        (lit, {"of": "timm:local-dir:x.pth"}, "--mean and --std are of a state dict"),
+        (own, {"of": "timm:resnet18"}, "--network and --option are not for --weights timm:resnet18"),
+        ((), {"of": ""}, "no such file"),
+    ]:
+        assert teach(*arguments, **given) == 2
         error = capsys.readouterr().err.strip()
         assert words in error and len(error.splitlines()) == 1
+    assert weights.read_bytes() == released
 
 
 @pytest.mark.parametrize(

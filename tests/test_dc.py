@@ -115,7 +115,7 @@ def test_gradient_is_the_slope_of_the_loss() -> None:
 
 @pytest.mark.parametrize("size", [8, 14])
 def test_the_network_is_the_convnet(size: int) -> None:
-    """Its pooling is written as a product of matrices; odd sizes (14, 7, 3) lose a row and a column."""
+    """Odd sizes (14, 7, 3) lose a row and a column."""
     network = fresh_network(DCConfig(width=4), 3, 2, size, 7).double()
     torch.manual_seed(7)
     plain = create("convnet", 3, 2, size, width=4).double()

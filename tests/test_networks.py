@@ -236,6 +236,17 @@ def test_vit_options() -> None:
     assert 0.9 / 3**0.5 < unit.blocks[0].proj.weight.std() * 24**0.5 < 1.1 / 3**0.5
 
 
+def test_resnet20_takes_the_weights_in_circulation() -> None:
+    """The names that files of akamaster/pytorch_resnet_cifar10 have, by which they are told apart from others."""
+    names = list(create("resnet20").state_dict())
+    assert names[:2] == ["conv1.weight", "bn1.weight"] and names[-2:] == ["linear.weight", "linear.bias"]
+    assert [name for name in names if name.startswith("layer2.0") and name.endswith("weight")] == [
+        f"layer2.0.{part}.weight" for part in ("conv1", "bn1", "conv2", "bn2")
+    ]
+    with pytest.raises(ValueError, match=r"depth: 21 is not 6 n \+ 2"):
+        create("resnet_cifar", depth=21)
+
+
 def test_names() -> None:
     assert set(OPTIONS) == set(REGISTRY)
     assert set(SMALL) == set(REGISTRY)
@@ -351,6 +362,13 @@ def _derived(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """y, its gradient of a sum of cubes and the gradient of that one's squares, with respect to x."""
     (first,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
     return y, first, *torch.autograd.grad(first.square().sum(), x)
+
+
+def test_pooling_of_other_layouts_is_torchs() -> None:
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    lasting = x.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(halved(lasting), F.avg_pool2d(lasting, 2))
+    assert torch.equal(torch.func.vmap(lambda one: halved(one[None]))(x)[:, 0], halved(x))
 
 
 def test_pooling_keeps_its_type_under_autocast() -> None:

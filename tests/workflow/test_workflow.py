@@ -70,6 +70,19 @@ def test_changed_setting_reruns_only_its_set(finished: Path) -> None:
     assert not planned.keys() & {"distill_set", "prepare_data", "trace_phases"}
 
 
+def test_a_job_for_each_network_is_planned_where_a_study_asks_for_it(finished: Path) -> None:
+    config = finished / "config/test.yaml"
+    original = config.read_text()
+    config.write_text(original.replace("together: true", "together: false"))
+    try:
+        planned = jobs(run(finished, "--dry-run"))
+    finally:
+        config.write_text(original)
+    # Nine sets and one of them at a second scale, two networks each, and both on all images.
+    assert (planned["train_students"], planned["train_on_all_images"]) == (20, 2)
+    assert not planned.keys() & {"distill_set", "recover_set"}
+
+
 def test_a_changed_name_in_tables_retrains_nothing(finished: Path) -> None:
     config = finished / "config/test.yaml"
     original = config.read_text()

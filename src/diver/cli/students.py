@@ -94,7 +94,9 @@ def evaluate(
         label = evaluation.architectures[name].label
         table.append((label, interval_text(one.interval()), f"({mean(one.best):.1f})", note))
     print(aligned(table))
-    print(f"mean ± half width of the 95 % t-interval over seeds, best of {rows[0]['tests']} tests in parentheses")
+    tests = rows[0]["tests"]
+    best = f"best of {tests} tests in parentheses" if tests > 1 else "one test, so the best in parentheses is the same"
+    print(f"mean ± half width of the 95 % t-interval over seeds, {best}")
     print(evaluation.note())
 
 
@@ -114,7 +116,7 @@ def teach(
     seed: Annotated[int, typer.Option(help="Seed of its weights and batches.")] = 0,
     weights: Annotated[
         str | None,
-        typer.Option(help="Train nothing, take these: a state dict (.pt, .pth, .th) of --network, or timm:NAME."),
+        typer.Option(help="Train nothing, take these: a state dict (.pt, .pth, ...) of --network, or timm:NAME."),
     ] = None,
     mean: Annotated[
         str | None,
@@ -145,7 +147,7 @@ def teach(
     from diver.config.networks import check_network
     from diver.config.protocols import Protocol
     from diver.data.prepared import Prepared
-    from diver.networks.weights import FOREIGN, write_trained
+    from diver.networks.weights import is_state_dict, write_trained
     from diver.progress import reporter
     from diver.students import adopt_teacher, train_teacher
     from diver.workers import best_device
@@ -155,29 +157,33 @@ def teach(
             check_network(network)
     options = options_of(option, "--option")
     chosen = settings(["name=full-data", *(set_ or [])], Protocol)
-    if weights and set_:
+    foreign = weights is not None and is_state_dict(weights)
+    if weights is not None and set_:
         raise UserError(f"--set {set_[0]}: with --weights nothing is trained; leave one of them out")
-    if (mean or std) and Path(weights or "").suffix not in FOREIGN:
-        raise UserError(
-            "--mean and --std are of a state dict that --weights gives; all else says how it is standardised"
-        )
+    if weights is not None and not foreign and (network or option):
+        raise UserError(f"--network and --option are not for --weights {weights}, which says its network itself")
+    if not foreign and (mean is not None or std is not None):
+        raise UserError("--mean and --std are of a state dict that --weights gives; all else has its own")
     means, stds = (_numbers(text, name) for text, name in ((mean, "--mean"), (std, "--std")))
-    writable(out, prepared)
+    if is_state_dict(out):
+        raise UserError(f"--out {out}: would be taken for a state dict by its suffix; name it .safetensors")
+    writable(out, prepared, *([Path(weights)] if weights else []))
     points = out.with_name(f".{out.name}.checkpoints")
     data = Prepared.read(prepared)
     with mendable():
-        if weights:
+        if weights is not None:
             trained = adopt_teacher(data, weights, network, options, means, stds, best_device())
         else:
             network, progress = network or "resnet18-dd", reporter("teacher", every=5)
             trained = train_teacher(data, network, options, chosen, seed, progress, points, best_device())
     write_trained(out, trained)
     shutil.rmtree(points, ignore_errors=True)
-    chance = 100 / len(data.classes)
-    if weights and trained.accuracy is not None and trained.accuracy < 2 * chance:
+    chance, reached = 100 / len(data.classes), trained.accuracy or 0.0
+    if weights is not None and reached < chance + (100 - chance) / 10:
+        seen = " Were its images standardised otherwise (--mean, --std)?" if foreign else ""
         typer.echo(
-            f"{weights}: that is near chance ({chance:.3g} %). Are its classes others, or in another order than "
-            f"{', '.join(data.classes[:3])}, ...? Were its images standardised otherwise (--mean, --std)?",
+            f"{weights}: {reached:.2f} % is near chance ({chance:.3g} %). Are its classes others, or in another order "
+            f"than {', '.join(data.classes[:3])}, ...?{seen}",
             err=True,
         )
     if json_:
@@ -189,7 +195,7 @@ def teach(
 def _numbers(text: str | None, option: str) -> list[float] | None:
     """The numbers of an option, one a channel."""
     try:
-        return [float(part) for part in text.split(",")] if text else None
+        return None if text is None else [float(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"{option} {text}: numbers with commas between them, one for each channel") from None
 

@@ -95,5 +95,5 @@ def create(name: str, classes: int = 10, channels: int = 3, size: int = 32, **op
         raise ValueError(f"network {name!r}{f' ({shown})' if shown else ''}: {error}") from None
     try:
         return build(classes=classes, channels=channels, size=size, **options)
-    except TypeError as error:
+    except (TypeError, AssertionError) as error:
         raise ValueError(f"network {name!r}: {error}") from error

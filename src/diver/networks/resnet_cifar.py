@@ -28,7 +28,8 @@ class ResNetCIFAR(nn.Module):
     """A network of 6 n + 2 layers: a 3x3 convolution, three stages of n blocks, global average pooling, a linear layer.
 
     `depth` 20 and `width` 16 are ResNet-20. Input float [N, channels, size, size], output float [N, classes].
-    Source: He et al. 2016, section 4.2. Weights are named as in the state dicts that are in circulation.
+    Source: He et al. 2016, section 4.2. Weights are named as in akamaster/pytorch_resnet_cifar10; files of networks
+    whose shortcuts have parameters, as those of chenyaofo/pytorch-cifar-models, do not fit.
     """
 
     def __init__(

@@ -21,12 +21,17 @@ from diver.tensorfile import TensorFileError, read_tensors, write_tensors
 BATCH = 256
 TIMM = "timm:"
 # Files of torch.save: a state dict, perhaps inside a checkpoint under one of these keys.
-FOREIGN = (".pt", ".pth", ".th")
+FOREIGN = (".pt", ".pth", ".th", ".tar", ".bin", ".ckpt")
 _INSIDE = ("state_dict", "model_state_dict", "model", "net")
 
 
 class WeightsError(ValueError):
     """A trained network cannot be read, written or used; one line: the file or source, the fault, the remedy."""
+
+
+def is_state_dict(source: str | Path) -> bool:
+    """Whether a teacher's source is taken for a foreign state dict: by its suffix, .pt, .pth, .pth.tar and the like."""
+    return not str(source).startswith(TIMM) and Path(source).suffix.lower() in FOREIGN
 
 
 class Dataset(Protocol):
@@ -186,7 +191,8 @@ def read_trained(path: str | Path) -> Trained:
         network = _build(header)
     except TensorFileError as error:
         raise WeightsError(
-            f"{path}: {error}; give a file of `diver teach`, or a state dict (.pt, .pth) with its network's name"
+            f"{path}: {error}; give a file of `diver teach`, or a state dict ({', '.join(FOREIGN)}) with its "
+            "network's name"
         ) from error
     except ValidationError as error:
         raise WeightsError(f"{path}: not a trained network, {first_fault(error)}; {remedy}") from error
@@ -210,8 +216,9 @@ def load_teacher(
     """A teacher for images that are standardised as `data`'s, whatever its own standardisation is.
 
     source: a file of `write_trained`; `timm:NAME` for timm's pretrained weights (also `timm:hf-hub:OWNER/NAME` and
-    `timm:local-dir:PATH`), downloaded unless they are in the local cache; or a foreign state dict (.pt, .pth, .th),
-    read with tensors and plain numbers allowed and nothing else, of the given `network` with `options`.
+    `timm:local-dir:PATH`), downloaded unless they are in the local cache; or a foreign state dict (`is_state_dict`),
+    read with tensors and plain numbers allowed and nothing else, of the given `network` with `options`, which the
+    other two say themselves.
     A foreign state dict and timm's weights do not name their classes: their order is taken on trust, and so is
     a state dict's standardisation: by `mean` and `std`, of which `data`'s stand for what is left out.
     labelled: False lets a file of `write_trained` with other classes pass, for what uses features and no logits.
@@ -219,7 +226,7 @@ def load_teacher(
     """
     if str(source).startswith(TIMM):
         trained = _pretrained(str(source), data)
-    elif Path(source).suffix in FOREIGN:
+    elif is_state_dict(source):
         trained = _foreign(Path(source), data, network, options or {}, mean or data.mean, std or data.std)
     else:
         trained = read_trained(source)
@@ -304,7 +311,10 @@ def _foreign(
 ) -> Trained:
     """A network with the weights of a file of torch.save."""
     if network is None:
-        raise WeightsError(f"{path}: a state dict does not say which network it is of; give the network and options")
+        raise WeightsError(
+            f"{path}: a state dict does not say which network it is of; give the network and options, or "
+            "make a teacher's file of it: diver teach --weights"
+        )
     state = _state_dict(path)
     channels, size = data.train_images.shape[1:3]
     trained = Trained(

@@ -23,6 +23,7 @@ from diver.students.protocol import StudentProtocol, StudentResult, student_prot
 from diver.students.replay import Replay, record_answers
 from diver.students.student import augmenter
 from diver.students.train import train_students
+from diver.students.trial import smallest_batch, try_network
 
 
 def student_images(distilled: DistilledSet, data: Prepared, matched: bool) -> Tensor:
@@ -312,9 +313,14 @@ def train_teacher(
     checkpoints: str | Path | None = None,
     device: str | torch.device = "cpu",
 ) -> Trained:
-    """A network trained on the whole training set, with its test accuracy; for soft labels and as an encoder."""
+    """A network trained on the whole training set, with its test accuracy; for soft labels and as an encoder.
+
+    Raises StudentError for a network that does not take such images, and where the training diverges.
+    """
     ipc = int(torch.bincount(data.train_labels).max())
     used = student_protocol(protocol, network, ipc, len(data.classes))
+    smallest = smallest_batch(len(data.train_images), used.batch)
+    try_network(network, options, len(data.classes), data.train_images.shape[1:], smallest)
     found: list[Any] = []
     (result,) = train_students(
         network,
@@ -355,8 +361,10 @@ def adopt_teacher(
     """A network that was trained elsewhere, with its test accuracy, for what one of `train_teacher` is for.
 
     As `load_teacher` reads it; the accuracy tells whether its classes and its standardisation are what they are taken
-    for. Raises WeightsError.
+    for. Raises WeightsError, and StudentError for a network that does not take such images.
     """
+    if network is not None:
+        try_network(network, options or {}, len(data.classes), data.test_images.shape[1:], 2)
     found = load_teacher(source, data, network, options, mean=mean, std=std)
     found.network.to(device)
     right = 0
