@@ -70,6 +70,9 @@ def changed(folder: Path) -> Path:
     assert "up to date" in call(folder, "dvc", "repro")
     (folder / EDITED).write_text((folder / EDITED).read_text() + "\n# edited\n")
     assert planned(folder) == DRAWN
+    # Snakemake by itself, over what DVC tracks.
+    snakemake(folder, "results/tiny/figures/cross_architecture.png")
+    assert executed(folder) == {"draw_results": 1}
     replace_in(folder / "config/tiny.yaml", "seeds: [0]", "seeds: [1]")
     differences = call(folder, "dvc", "params", "diff")
     assert re.search(r"config/tiny\.yaml +students\.seeds +\[0\] +\[1\]", differences)
