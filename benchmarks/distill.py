@@ -254,6 +254,10 @@ OURS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+def precision_of(side: dict[str, Any]) -> str:
+    return side.get("precision", "fp32")
+
+
 def side_seconds(kind: str, method: str, ipc: int, what: str, repeats: int) -> float:
     """Seconds of an iteration in this process. what: the checkout of the public code, or our variant's name."""
     if kind == "public":
@@ -277,6 +281,10 @@ def main() -> None:
     parser.add_argument("--mtt-peer", help="checkout of GeorgeCazenavette/mtt-distillation")
     parser.add_argument("--methods", nargs="+", choices=list(PUBLIC), default=list(PUBLIC))
     parser.add_argument("--ipc", nargs="+", type=int, choices=list(STEPS), default=list(STEPS))
+    parser.add_argument(
+        "--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"],
+        help="sides of ours; bf16 takes many times as long on a processor without its instructions",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=1, help="of torch, on both sides")
     parser.add_argument("--repeats", type=int, default=3, help="iterations timed in a round")
     parser.add_argument("--rounds", type=int, default=2, help="rounds of each side")
@@ -296,7 +304,7 @@ def main() -> None:
         peer = options.mtt_peer if method == "mtt" else options.dc_peer
         for ipc in options.ipc:
             sides = [("public", str(Path(peer).resolve()))] if peer else []
-            sides += [("ours", name) for name in OURS[method]]
+            sides += [("ours", name) for name, side in OURS[method].items() if precision_of(side) in options.precision]
             found: dict[tuple[str, str], list[float]] = {side: [] for side in sides}
             for _ in range(options.rounds):
                 for kind, what in sides:
@@ -307,7 +315,7 @@ def main() -> None:
                 best = min(times)
                 ratio = f", {first / best:.2f} times faster" if peer and kind == "ours" else ""
                 name = "public code" if kind == "public" else what
-                floor = work / rates[OURS[method].get(what, {}).get("precision", "fp32")]
+                floor = work / rates[precision_of(OURS[method].get(what, {}))]
                 print(
                     f"{method}, IPC {ipc}, {name}: {best:.4f} s{ratio}, floor is {100 * floor / best:.0f} %", flush=True
                 )

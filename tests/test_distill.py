@@ -9,6 +9,7 @@ import torch
 from tinted import quiet, tinted
 from torch import Tensor, nn
 
+from diver import graphs
 from diver.config.distill import SETTINGS, CoresetConfig, DMConfig, RandomConfig
 from diver.data.prepared import Prepared
 from diver.distill import METHODS, loop
@@ -58,7 +59,7 @@ def test_updates_are_sgd_on_the_loss(data: Prepared, monkeypatch: pytest.MonkeyP
     target = torch.linspace(-1, 1, 3 * 2 * 3 * 16 * 16).view(6, 3, 16, 16)
     starts = []
 
-    def quadratic(network, augment, real, synthetic, classes, generator, precision):
+    def quadratic(network, augment, real, synthetic, *_):
         starts.append(synthetic.detach().clone())
         return (synthetic - target).square().sum()
 
@@ -88,6 +89,20 @@ def test_recorded_iterations_are_the_called_ones(
     monkeypatch.undo()
     called = METHODS["dm"](data, 2, config, progress=quiet)
     assert torch.allclose(recorded.images, called.images, atol=1e-5)
+
+
+def test_what_is_fused_takes_the_weights_of_every_iteration(data: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    fused, calls = [], []
+
+    def compiled(function: Callable[[Tensor], Tensor], device: torch.device, on_cpu: bool) -> Callable[..., Tensor]:
+        fused.append(on_cpu)
+        return lambda images: calls.append(len(images)) or function(images)
+
+    usual = METHODS["dm"](data, 2, DMConfig(**TINY), progress=quiet)
+    monkeypatch.setattr(graphs, "compiled", compiled)
+    again = METHODS["dm"](data, 2, DMConfig(**TINY), progress=quiet)
+    assert fused == [True] and calls == 3 * [3 * 8, 3 * 2]
+    assert torch.equal(again.images, usual.images)
 
 
 def test_redrawn_weights_are_distributed_as_new_ones() -> None:

@@ -68,26 +68,28 @@ def iteration_loss(
     classes: int,
     generator: torch.Generator,
     precision: str = "fp32",
+    embed: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """L for class-major real [classes * B, C, H, W] and synthetic [classes * ipc, C, H, W] images.
 
-    Differentiable with respect to the synthetic images.
+    embed: the network's own `embed`, if fused. Differentiable with respect to the synthetic images.
     """
+    embed = embed or network.embed
     drawn = augment.draw(classes, generator)
     shown, wanted = (_augmented(network, augment, images, drawn) for images in (synthetic, real))
-    embedded_real = _embed_real(network.embed, wanted, precision).unflatten(0, (classes, -1))
-    return matching_loss(embedded_real, network.embed(shown).unflatten(0, (classes, -1)))
+    embedded_real = _embed_real(embed, wanted, precision).unflatten(0, (classes, -1))
+    return matching_loss(embedded_real, embed(shown).unflatten(0, (classes, -1)))
 
 
 class _Recorded:
     """`iteration_loss` of augmented images and its gradient as a recorded step; the network stays the same one."""
 
-    def __init__(self, network: ConvNet, real: Tensor, shown: Tensor, classes: int, precision: str) -> None:
-        """real, shown: as the augmented images will be."""
-        self.network = network
+    def __init__(
+        self, embed: Callable[[Tensor], Tensor], real: Tensor, shown: Tensor, classes: int, precision: str
+    ) -> None:
+        """embed: of a network that stays where it is. real, shown: as the augmented images will be."""
         self.real, self.shown = torch.empty_like(real), torch.empty_like(shown)
         self.gradient, self.loss = torch.zeros_like(shown), shown.new_zeros(())
-        embed = graphs.compiled(network.embed, shown.device)
 
         def step() -> None:
             leaf = self.shown.detach().requires_grad_()
@@ -129,7 +131,9 @@ def distill_dm(
     images = nn.Parameter(first_images(data, ipc, config.init, members, generator).to(device))
     velocity, augment, train = torch.zeros_like(images), DSA(config.augmentation), data.train_images.to(device)
 
+    # One network for all iterations, which take new weights: what is recorded or fused belongs to it.
     fixed = random_network(config, channels, size, config.seed).to(device)
+    embed = graphs.compiled(fixed.embed, device, on_cpu=True)
     recorded: list[_Recorded] = []
 
     def drawn_real() -> Tensor:
@@ -141,7 +145,7 @@ def distill_dm(
         redraw(fixed, config.seed * 1_000_003 + number)
         wanted, shown = (_augmented(fixed, augment, batch, drawn) for batch in (real, images))
         if not recorded:
-            recorded.append(_Recorded(fixed, wanted, shown, classes, config.precision))
+            recorded.append(_Recorded(embed, wanted, shown, classes, config.precision))
         loss, of_shown = recorded[0](wanted, shown)
         (gradient,) = torch.autograd.grad(shown, images, of_shown)
         momentum_step(images, gradient, velocity, config.learning_rate, config.momentum)
@@ -149,8 +153,8 @@ def distill_dm(
 
     def iteration(number: int) -> float:
         real = drawn_real()
-        network = random_network(config, channels, size, config.seed * 1_000_003 + number).to(device)
-        loss = iteration_loss(network, augment, real, images, classes, generator, config.precision)
+        fixed.load_state_dict(random_network(config, channels, size, config.seed * 1_000_003 + number).state_dict())
+        loss = iteration_loss(fixed, augment, real, images, classes, generator, config.precision, embed)
         (gradient,) = torch.autograd.grad(loss, images)
         momentum_step(images, gradient, velocity, config.learning_rate, config.momentum)
         return loss.item()
