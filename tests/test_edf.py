@@ -600,3 +600,28 @@ def test_parts_of_a_dataset_take_its_published_settings() -> None:
         for ipc in (1, 10, 50):
             assert published("edf", f"{dataset}-held-out", ipc) == published("edf", dataset, ipc)
     assert published("edf", "imagewoof-slice", 10)["batch_syn"] == 250
+
+
+def test_published_settings_are_those_of_each_subset() -> None:
+    """As EDF's files have them."""
+    keys = ("learning_rate", "label_rate", "syn_steps", "batch_syn", "threshold", "dropped", "interval", "ema_decay")
+    for dataset, ipc, growth, *wanted in [
+        ("imagenette", 1, 1000, 1e4, 2, 40, 1000, 1.5, 0, 50, 0.999),
+        ("imagemeow", 1, 1000, 1e4, 3, 40, 1000, 2.0, 0, 50, 0.999),
+        ("imagemeow", 10, 1000, 1e3, 2, 40, 250, 2.0, 0.25, 100, 0.9995),
+        ("imagemeow", 50, 2000, 100, 5, 80, 128, 1.1, 0.375, 100, 0.999),
+        ("imagesquawk", 10, 1000, 1e3, 3, 40, 250, 2.0, 0.25, 100, 0.9995),
+        ("imagesquawk", 50, 1000, 100, 5, 80, 128, 1.1, 0.5, 100, 0.9995),
+        ("imagewoof", 50, 2000, 100, 5, 40, 250, 1.5, 0.375, 200, 0.999),
+        ("imageyellow", 50, 1000, 100, 5, 40, 200, 1.5, 0.375, 200, 0.9995),
+        ("imagefruit", 50, 1000, 100, 5, 80, 128, 1.1, 0.375, 100, 0.9995),
+        ("cifar10", 1, 1000, 1e4, 5, 40, 1000, 1.5, 0, 100, 0.995),
+        ("tinyimagenet", 1, 2000, 1e4, 10, 40, 1000, 1.0, 0, 100, 0.9995),
+    ]:
+        config = EDFConfig(**published("edf", dataset, ipc))
+        assert [getattr(config, key) for key in keys] == wanted and config.expansion_end == growth, (dataset, ipc)
+        assert config.attention == ("imagenet" if dataset.startswith("image") else "none")
+    assert EDFConfig(**published("edf", "imagesquawk", 50)).syn_rate == 0.005
+    assert EDFConfig(**published("edf", "cifar10", 1)).first_max_start == 4
+    with pytest.raises(ValueError, match="no published settings for IPC 10"):
+        published("edf", "tinyimagenet", 10)

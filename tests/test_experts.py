@@ -250,6 +250,20 @@ def test_a_manifest_does_not_vouch_for_experts_that_replace_its_own(data: Prepar
     assert Experts.open(made(data, tmp_path, [1], learning_rate=0.2).parent).config.learning_rate == 0.2
 
 
+def test_experts_of_other_settings_are_not_lost_where_that_is_not_asked(data: Prepared, tmp_path: Path) -> None:
+    made(data, tmp_path, numbers=[0])
+    before = expert_path(tmp_path, 0).read_bytes()
+    other = ExpertsConfig(**TINY | {"epochs": 1})
+    with pytest.raises(
+        ExpertsError, match=r"000\.safetensors: an expert of other settings or data: take another folder"
+    ):
+        train_experts(data, other, tmp_path, code="abc", progress=quiet, replace=False)
+    assert expert_path(tmp_path, 0).read_bytes() == before
+    # More of the same are no others.
+    train_experts(data, ExpertsConfig(**TINY), tmp_path, code="abc", progress=quiet, replace=False)
+    assert expert_path(tmp_path, 0).read_bytes() == before and len(Experts.open(tmp_path).manifest["experts"]) > 1
+
+
 def test_other_settings_or_code_are_trained_anew(data: Prepared, tmp_path: Path) -> None:
     made(data, tmp_path, count=1)
     first = contents(tmp_path)

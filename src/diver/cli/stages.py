@@ -150,7 +150,7 @@ def experts(
     preset: Annotated[
         str,
         typer.Option(
-            help="Published experts: plain and zca are MTT's, edf is EDF's.",
+            help="Published experts: plain and zca are MTT's, edf and edf-zca EDF's.",
             autocompletion=completed(_expert_names),
         ),
     ] = "plain",
@@ -173,7 +173,8 @@ def experts(
     data = Prepared.read(prepared)
     config = settings(set_, ExpertsConfig, published_experts(preset, data.dataset))
     with mendable():
-        train_experts(data, config, folder, progress=reporter("experts", every=5), workers=threads or cores())
+        show = reporter("experts", every=5)
+        train_experts(data, config, folder, progress=show, workers=threads or cores(), replace=False)
     print(folder)
 
 

@@ -93,7 +93,7 @@ class DistillEntry(Restricted):
 class ExpertsEntry(Model):
     """Expert trajectories of the study, which MTT and EDF share."""
 
-    preset: str = Field("plain", description="Published experts to start from: plain and zca (MTT), edf.")
+    preset: str = Field("plain", description="Published experts to start from: plain and zca (MTT), edf and edf-zca.")
     settings: dict[str, Any] = Field({}, description="Settings that depart from them.")
 
     @model_validator(mode="after")

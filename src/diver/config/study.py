@@ -49,7 +49,8 @@ class Study(Model):
         "every job on the CPU, and asks a cluster for none.",
     )
     experts: dict[str, ExpertsEntry] = Field(
-        {}, description="Expert trajectories by short name; the published ones (plain, zca, edf) need no entry."
+        {},
+        description="Expert trajectories by short name; the published ones (plain, zca, edf, edf-zca) need no entry.",
     )
     teacher: Teacher | None = Field(None, description="For soft-label protocols and as the encoder of coresets.")
     teacher_of: dict[str, Teacher | None] = Field(

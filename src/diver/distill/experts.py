@@ -205,10 +205,12 @@ def train_experts(
     code: str = "",
     progress: Progress | None = None,
     workers: int = 1,
+    replace: bool = True,
 ) -> Path:
     """Train the experts `numbers` (all of config.count) that are not in the folder yet; the path of the manifest.
 
-    Experts of the same settings but `count`, data and code are kept; others are made anew. The manifest is written when
+    Experts of the same settings but `count`, data and code are kept; others are made anew, or without `replace`
+    refused (ExpertsError), for they may have taken hours. The manifest is written when
     all of config.count are there, so that jobs may share the work. Images are standardised, or with config.zca white.
     progress: called with (epochs done, all epochs of this call, a note). workers: experts trained at a time on a CPU.
     Raises ValueError for numbers that are no experts or an impossible network, FloatingPointError if weights stop being
@@ -221,6 +223,8 @@ def train_experts(
     network = FlatNetwork(classes, channels, size, config.width, config.depth, config.precision)
     settings = config.model_dump(mode="json", exclude={"count"})
     about = {"dataset": data.dataset, "data": data.digest(), "config": settings, "code": code}
+    if not replace:
+        _refuse_other(folder, about)
     _discard_other(folder / MANIFEST, about)
     white = None
     if config.zca:
@@ -247,6 +251,17 @@ def train_experts(
     if all(task.file(number).complete() for number in range(config.count)):
         _write_manifest(task)
     return folder / MANIFEST
+
+
+def _refuse_other(folder: Path, about: dict[str, Any]) -> None:
+    for path in sorted(folder.glob("[0-9]*.safetensors")):
+        try:
+            with opened(path) as (_, found):
+                same = {key: value for key, value in found.items() if key != "expert"} == about
+        except TensorFileError:
+            continue
+        if not same:
+            raise ExpertsError(f"{path}: an expert of other settings or data: take another folder, or remove this one")
 
 
 def _discard_other(manifest: Path, about: dict[str, Any]) -> None:
