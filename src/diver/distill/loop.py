@@ -54,6 +54,8 @@ class Run:
         except TensorFileError:
             return
         if header.get("key") != self.key:
+            done = header.get("done")
+            print(f"{self.method}: {self.folder} holds {done} iterations of other settings, data or code: begins anew")
             return
         with torch.no_grad():
             for name, tensor in self.state.items():
