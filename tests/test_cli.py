@@ -22,6 +22,7 @@ from scipy import stats
 
 from diver import cli
 from diver.cli import common
+from diver.cli.common import UserError
 from diver.cli.comparison import Accuracies, compared, comparison_table
 from diver.cli.evaluation import QUICK_EPOCHS, chosen_evaluation, reduced
 from diver.cli.files import EIGHT_BIT, EXPORTED, IMPORTED
@@ -433,10 +434,19 @@ def test_both_sides_are_compared_with_the_datasets(
         ("fashion_mnist.pt", "fashion-mnist"),
         ("imagenet-b_ipc1", "imagenet-b"),
         ("ImageWoof128.pt", "imagewoof"),
+        ("imagenette2-160", "imagenette"),
+        ("tiny-imagenet-200", "tinyimagenet"),
+        ("Tiny_ImageNet_d4m", "tinyimagenet"),
     ],
 )
 def test_dataset_is_guessed_from_the_name(name: str, dataset: str) -> None:
     assert guessed_dataset(Path("/somewhere") / name) == dataset
+
+
+@pytest.mark.parametrize("name", ["imagenet_d4m_ipc10", "imagenet_a100_run", "ImageNet-C10"])
+def test_no_dataset_is_guessed_from_part_of_a_word(name: str) -> None:
+    with pytest.raises(UserError, match="give --dataset"):
+        guessed_dataset(Path("/somewhere") / name)
 
 
 @pytest.mark.parametrize("name", ["set.pt", "cifar1000.pt", "imagenet_convnet.pt", "mycifar10.pt"])

@@ -181,6 +181,21 @@ def test_pairs_of_other_tensors_are_refused(tmp_path: Path) -> None:
     assert "lr_best.pt: holds a tensor that is sparse" in str(pytest.raises(SetError, read, folder).value)
 
 
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (torch.zeros(6, 3, 4, 4, dtype=torch.uint16), HARD, "images are torch.uint16"),
+        (torch.zeros(6, 3, 4, 4).to(torch.float8_e4m3fn), HARD, "images are torch.float8_e4m3fn"),
+        (torch.zeros(1).expand(10**9, 3, 100, 100), HARD, "repeats its numbers"),
+        (noise(), HARD.to(torch.complex64), "labels are torch.complex64"),
+    ],
+)
+def test_numbers_of_other_kinds_are_refused(tmp_path: Path, images: Tensor, labels: Tensor, message: str) -> None:
+    save(tmp_path, images_best=images, labels_best=labels)
+    with pytest.raises(SetError, match=message):
+        read(tmp_path)
+
+
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "set.pt"
     assert "no such file" in refusal(path)
@@ -237,6 +252,18 @@ def test_mtt_takes_the_best_with_its_learned_rate(tmp_path: Path) -> None:
     assert "lr_1000.pt: not one positive learning rate" in str(pytest.raises(SetError, read, folder).value)
     (folder / "labels_1000.pt").unlink()
     assert "labels_1000.pt: no such file" in str(pytest.raises(SetError, read, folder).value)
+
+
+@pytest.mark.parametrize(
+    ("tag", "value_range"), [("_best", "auto"), ("_00000", "dataset"), ("", "auto")], ids=["mtt", "glad", "ddranking"]
+)
+def test_cifar100_of_codes_that_standardise_it_as_cifar10(tmp_path: Path, tag: str, value_range: str) -> None:
+    standard = ValueRange.standardised((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
+    save(tmp_path, **{f"images{tag}": noise(), f"labels{tag}": HARD})
+    found = import_set(tmp_path, "cifar100", CLASSES, standard, value_range=value_range)
+    assert found.distilled.value_range == CIFAR and said(found, "CIFAR-10's, by which these codes")
+    torch.save({"data": [[noise(), HARD]]}, tmp_path / "dc.pt")
+    assert import_set(tmp_path / "dc.pt", "cifar100", CLASSES, standard).distilled.value_range == standard
 
 
 def test_rows_are_sorted_by_class_stably(tmp_path: Path) -> None:
@@ -471,6 +498,23 @@ def test_image_folders_in_the_order_of_the_classes(tmp_path: Path, folders: list
         assert np.array_equal(got, expected)
 
 
+def test_what_other_programs_leave_in_folders_is_no_image(tmp_path: Path) -> None:
+    drawn = paint(tmp_path / "set", list(CLASSES), ipc=1)
+    for name in CLASSES:
+        (tmp_path / "set" / name / "._0.png").write_bytes(b"resource fork")
+        Image.new("RGB", (5, 5)).save(tmp_path / "set" / name / ".0.png")
+        (tmp_path / "set" / name / "9.png").mkdir()
+    found = read(tmp_path / "set")
+    assert found.distilled.ipc == 1 and np.array_equal(pixels_of(found)[0], drawn["cat"][0])
+
+
+def test_class_order_that_the_folders_contradict_is_refused(tmp_path: Path) -> None:
+    paint(tmp_path / "set", sorted(WNIDS), ipc=1)
+    assert "leave class_order out" in refusal(tmp_path / "set", classes=WNIDS, class_order=WNIDS)
+    found = read(tmp_path / "set", classes=WNIDS, class_order=sorted(WNIDS))
+    assert found.distilled.images.equal(read(tmp_path / "set", classes=WNIDS).distilled.images)
+
+
 def test_ten_unpadded_folders_are_in_numeric_order(tmp_path: Path) -> None:
     classes = tuple(f"class {i:02}" for i in range(11))
     drawn = paint(tmp_path / "set", [str(i) for i in range(11)], ipc=1)
@@ -597,6 +641,14 @@ def test_ddranking_export_is_read_back(tmp_path: Path) -> None:
     assert "meta.json does not fit" in str(pytest.raises(SetError, read, tmp_path).value)
     (tmp_path / "meta.json").write_text('{"mean": [0.5], "std": "one"}')
     assert "meta.json: not a description" in str(pytest.raises(SetError, read, tmp_path).value)
+
+
+def test_ddranking_without_labels_is_class_major(tmp_path: Path) -> None:
+    save(tmp_path, images=noise(), soft=noise(6, 3))
+    found = read(tmp_path)
+    assert said(found, "no labels.pt") and torch.equal(found.distilled.hard_labels(), HARD)
+    save(tmp_path / "odd", images=noise(7, 3, 4, 4))
+    assert "every class needs as many" in refusal(tmp_path / "odd")
 
 
 @pytest.mark.parametrize("method", ["dc", "tm", "random", "kmeans"])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 RANGES = ("auto", "dataset", "unit", "symmetric")
 # What the subsets of ImageNet are called in names of released files, where it is not their own name.
 SPOKEN = re.compile(r"imagenet[-_ ]?(nette|woof|meow|squawk|fruit|yellow)s?")
+TINY = re.compile(r"tiny[-_ ]?imagenet")
 
 # How messages of an import name the settings that only `diver import` has options for.
 IMPORT_SETTINGS = re.compile(r"\b(class_order|factor|ipc|value_range|(?<=set )form)\b")
@@ -75,10 +76,12 @@ def guessed_dataset(path: Path) -> str:
     # Longer names first: cifar10-slice is not cifar10.
     names = sorted(dataset_names(), key=len, reverse=True)
     for part in reversed(path.resolve().parts):
-        text = SPOKEN.sub(r"image\1", part.lower())
+        text = TINY.sub("tinyimagenet", SPOKEN.sub(r"image\1", part.lower()))
         for name in names:
             spelt = re.sub(r"[-_]|(?<=[a-z])(?=[0-9])", "[-_ ]?", name)
-            if re.search(rf"(?<![a-z]){spelt}(?!{'[0-9]' if name[-1].isdigit() else '[a-z]'})", text):
+            # imagenette2 is ImageNette; imagenet_d4m is not ImageNet-D.
+            last = "[0-9]" if name[-1].isdigit() else "[a-z0-9]" if name[-2] == "-" else "[a-z]"
+            if re.search(rf"(?<![a-z]){spelt}(?!{last})", text):
                 return name
     raise UserError(
         f"{path}: its name does not say which dataset it is of; give --dataset, after describing it in "

@@ -26,6 +26,11 @@ __all__ = ["FORMS", "RANGES", "Found", "import_set", "refuse_table", "split_tile
 RANGES = ("auto", "dataset", "unit", "symmetric")
 # Where a code's list of a subset differs from that of our labels in a class: its label, and what it is there.
 _OTHER_CLASSES = {("ncfm", "imagefruit"): (9, "n07760859"), ("ncfm", "imageyellow"): (8, "n01773797")}
+# MTT, GLaD, EDF and DD-Ranking standardise CIFAR-100 by CIFAR-10's mean and deviation.
+_BY_CIFAR10 = [(form, "cifar100") for form in ("mtt", "glad", "ddranking")]
+_CIFAR10 = ValueRange.standardised((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+_NUMBERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+_NUMBERS |= {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 # Of MTT's whitening, which its sets do not say.
 _ZCA_EPSILON = 0.1
 # Of the released DM set of ImageFruit, 46 % of the values are no pixel's.
@@ -68,7 +73,7 @@ def _digest(files: Sequence[Path]) -> str:
 
 
 def _check_images(path: Path, images: Tensor, channels: int, dataset: str) -> None:
-    if images.ndim != 4 or 0 in images.shape or images.dtype == torch.bool or images.is_complex():
+    if images.ndim != 4 or 0 in images.shape or images.dtype not in _NUMBERS:
         raise SetError(f"{path}: images are {images.dtype} {list(images.shape)}, not numbers [N, C, H, W]")
     if images.shape[1] != channels:
         raise SetError(
@@ -175,11 +180,12 @@ def import_set(
     """Read a set as others release it: `form` is one of FORMS, or auto, which tells it from the path.
 
     `dataset`, `classes`: what the set is of, and its classes in the order of our labels. `standard`: the range of
-    images standardised with the dataset's mean and deviation. `value_range`: dataset (that one), unit, symmetric, or
-    auto, which takes what the form stores, else what the values fit. `ipc`: images per class that the source must
-    have; of a folder of images the first `ipc` of each class are taken. `factor`: cut each image into factor x factor
-    tiles and enlarge them (NCFM), which makes IPC factor^2 times as large. `class_order`: names out of `classes` in
-    the order of the source's labels, which for a folder is the sorted order of its class folders.
+    images standardised with the dataset's mean and deviation, where the form's codes have none of their own.
+    `value_range`: dataset (that one), unit, symmetric, or auto, which takes what the form stores, else what the values
+    fit. `ipc`: images per class that the source must have; of a folder of images the first `ipc` of each class are
+    taken. `factor`: cut each image into factor x factor tiles and enlarge them (NCFM), which makes IPC factor^2 times
+    as large. `class_order`: names out of `classes` in the order of the source's labels, which for a folder is the
+    sorted order of its class folders.
 
     The set has float32 images, class-major, and one step "released" with the form, checksum, notes, learned rate, tiles
     and recorded accuracies (as fractions). A file of ours comes back as it is. Raises SetError in one line: file,
@@ -199,7 +205,10 @@ def import_set(
         return _own(path, classes, value_range, ipc)
     source = READERS[form](path, classes, len(standard.mean), ipc, class_order)
     _check_images(path, source.images, len(standard.mean), dataset)
+    standard = _CIFAR10 if (form, dataset) in _BY_CIFAR10 else standard
     chosen = range_of(path, source.images, value_range, form, source, standard)
+    if standard is _CIFAR10 and chosen[1] is standard:
+        source.notes.append("the mean and deviation are CIFAR-10's, by which these codes standardise CIFAR-100")
     found = _assemble(path, form, source, dataset, classes, chosen, ipc, factor or 1, class_order)
     unit = found.value_range.to_unit(found.images)
     outside = float(((unit < 0) | (unit > 1)).float().mean())

@@ -21,6 +21,12 @@ def _natural(path: Path) -> list[str | int]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
 
 
+def _pictures(folder: Path) -> list[Path]:
+    """Image files in the order of the numbers in their names; what is hidden is other programs'."""
+    found = (f for f in folder.iterdir() if f.suffix.lower() in _PICTURES and not f.name.startswith("."))
+    return sorted((f for f in found if f.is_file()), key=_natural)
+
+
 def _class_folders(
     path: Path, classes: Sequence[str], about: About, asked: Sequence[str] | None
 ) -> tuple[list[tuple[Path, int]], tuple[str, ...], str]:
@@ -29,6 +35,11 @@ def _class_folders(
     names = [f.name for f in folders]
     numbers = [int(m[1]) if (m := re.fullmatch(r"\D*(\d+)(-.*)?", name)) else -1 for name in names]
     if asked:
+        if set(names) == set(classes) and names != list(asked):
+            raise SetError(
+                f"{path}: its sorted folders are named as the classes ({', '.join(names[:3])}, ...), in another order "
+                f"than class_order ({', '.join(asked[:3])}, ...): leave class_order out"
+            )
         if len(folders) != len(classes):
             raise SetError(f"{path}: {len(folders)} folders, and {len(classes)} classes: leave only a folder per class")
         return [(f, i) for i, f in enumerate(folders)], tuple(asked), "sorted folders are as class_order says"
@@ -78,11 +89,7 @@ def read_folder(
         raise SetError(f"{path}: the dataset has {channels} channels, and image files have 1 or 3")
     about = read_about(path)
     folders, order, note = _class_folders(path, classes, about, asked)
-    files = [
-        (file, label, i)
-        for folder, label in folders
-        for i, file in enumerate(sorted((f for f in folder.iterdir() if f.suffix.lower() in _PICTURES), key=_natural))
-    ]
+    files = [(file, label, i) for folder, label in folders for i, file in enumerate(_pictures(folder))]
     notes = [note]
     kept = [n for n, (_, _, i) in enumerate(files) if ipc is None or i < ipc]
     if len(kept) < len(files):

@@ -44,7 +44,8 @@ def _read_dc(path: Path, *_: Any) -> Source:
     images, labels = (dense(path, t) for t in data[-1])
     notes = [f"the last of {len(data)} experiments is taken"] if len(data) > 1 else []
     recorded = {name: _fractions(values) for name, values in accuracies.items() if values}
-    return Source(images, labels, [path], notes, about=read_about(path.parent), accuracies=recorded)
+    about = read_about(path.parent)
+    return Source(images, labels, [path], notes, rate=about.lr, about=about, accuracies=recorded)
 
 
 def _read_ncfm(path: Path, *_: Any) -> Source:
@@ -96,8 +97,11 @@ def _whole(path: Path, files: list[Path]) -> Tensor:
     return torch.cat(tensors)
 
 
-def _read_pair(path: Path, *_: Any) -> Source:
-    """images{tag}.pt with labels{tag}.pt beside it, and soft{tag}.pt and lr{tag}.pt if there are any."""
+def _read_pair(path: Path, classes: Sequence[str], *_: Any) -> Source:
+    """images{tag}.pt with labels{tag}.pt beside it, and soft{tag}.pt and lr{tag}.pt if there are any.
+
+    Without a tag labels may be missing, as DD-Ranking has it: then images are class-major.
+    """
     notes, files = list[str](), list[Path]()
     saves = _saves(_inside(path) if path.is_dir() else path.parent)
     if path.is_dir():
@@ -115,7 +119,12 @@ def _read_pair(path: Path, *_: Any) -> Source:
     if whitened:
         notes.append("made under ZCA whitening: these images are turned back to pixels, its students saw whitened ones")
     images = _whole(folder / f"{stem}images{'_zca' * whitened}{tag}.pt", files)
-    found = Source(images, _whole(folder / f"{stem}labels{tag}.pt", files), files, notes, about=read_about(folder))
+    if stem or tag or (folder / "labels.pt").is_file():
+        labels = _whole(folder / f"{stem}labels{tag}.pt", files)
+    else:
+        labels = torch.arange(len(images)) * len(classes) // max(1, len(images))
+        notes.append("no labels.pt: images are taken for class-major, as DD-Ranking takes them")
+    found = Source(images, labels, files, notes, about=read_about(folder))
     found.pixels, found.whitened, found.rate = whitened, bool(saves["zca"]) and not whitened, found.about.lr
     if (soft := folder / f"{stem}soft{tag}.pt").is_file():
         found.soft = _whole(soft, files)

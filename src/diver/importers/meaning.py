@@ -67,7 +67,7 @@ def range_of(
         return (
             images,
             standard,
-            f"{span}, read as standardised with the dataset's mean and deviation, as these codes do{doubt}",
+            f"{span}, read as standardised, as these codes store images{doubt}",
         )
     if fits_unit:
         doubt = "; all are equal, which fits every range" if low == high else ""
@@ -115,7 +115,7 @@ def labels_of(
         raise SetError(f"{path}: {rows} images, but labels of shape {list(labels.shape)}: one for each is needed")
     hard, soft = (None, labels) if labels.is_floating_point() and labels.ndim == 2 else (labels, source.soft)
     if hard is not None:
-        if hard.ndim != 1 or hard.is_floating_point():
+        if hard.ndim != 1 or hard.is_floating_point() or hard.is_complex():
             raise SetError(
                 f"{path}: labels are {hard.dtype} {list(hard.shape)}, not integers [N] or soft labels [N, K]"
             )

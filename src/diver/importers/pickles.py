@@ -53,6 +53,9 @@ def dense(path: Path, tensor: Tensor) -> Tensor:
         kinds = {"quantised": tensor.is_quantized, "nested": tensor.is_nested, "without values": tensor.is_meta}
         kind = next((name for name, holds in kinds.items() if holds), "sparse")
         raise SetError(f"{path}: holds a tensor that is {kind}, not dense: save it as an ordinary tensor of numbers")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        # A few bytes may pretend to be more numbers than there is memory.
+        raise SetError(f"{path}: holds a tensor that repeats its numbers: save a copy of it (`.contiguous()`)")
     return tensor.detach()
 
 
