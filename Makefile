@@ -5,7 +5,7 @@ CORES ?= all
 CONFIG ?= config/default.yaml
 BIN := $(VENV)/bin
 RANKING ?= .venv-ddranking
-RESULTS = results/$(shell sed -n 's/^name: *//p' $(CONFIG))
+RESULTS = results/$(shell sed -n 's/^name: *\([A-Za-z0-9._-]*\).*/\1/p' $(CONFIG))
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
@@ -34,10 +34,10 @@ study: setup ## Run the study (CONFIG=config/default.yaml) to tables, figures an
 	@echo "report: $(RESULTS)/report.html"
 
 # By content, since DVC changes the times of what it tracks.
-page: ## Write the HTML report of CONFIG's results, unless it shows these tables and figures already.
-	@sha256sum --status --check $(RESULTS)/report.sha256 2>/dev/null \
-	  || { snakemake --configfile $(CONFIG) --report $(RESULTS)/report.html \
-	  && sha256sum $(RESULTS)/report.html $(RESULTS)/tables/* $(RESULTS)/figures/* >$(RESULTS)/report.sha256; }
+SHOWN = sha256sum $(RESULTS)/report.html $(RESULTS)/tables/* $(RESULTS)/figures/* $(RESULTS)/record/*
+page: ## Write the HTML report of CONFIG's results, unless it shows these tables, figures and records already.
+	@$(SHOWN) 2>/dev/null | cmp --silent - $(RESULTS)/report.sha256 \
+	  || { snakemake --configfile $(CONFIG) --report $(RESULTS)/report.html && $(SHOWN) >$(RESULTS)/report.sha256; }
 
 # The commit that last changed dvc.lock has the code and settings that the results were made with. Their provenance is
 # recorded from a clone of it, once DVC has found that nothing in it differs; then what was edited since is newer.

@@ -6,7 +6,7 @@ from snakemake.utils import min_version
 
 min_version("9.0")
 
-if "name" not in config:
+if "datasets" not in config:
 
     configfile: "config/default.yaml"
 

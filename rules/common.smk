@@ -198,6 +198,11 @@ def here(paths):
     return [path for path in paths if path and (STORED or not PLANNING or Path(path).exists())]
 
 
+def one_here(path):
+    """As `here`, of one file that a step reads by its name."""
+    return next(iter(here([path])), [])
+
+
 def network_file(wildcards):
     """The trained network that a stage-1 method uses, as an input: the study's teacher, a file, or nothing."""
     settings = stage1_settings(wildcards)

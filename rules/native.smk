@@ -256,7 +256,7 @@ if NATIVE:
     rule compare_systems:
         input:
             results=f"{RESULTS}/tables/results.csv",
-            published=PUBLISHED_NUMBERS,
+            published=one_here(PUBLISHED_NUMBERS),
         output:
             table=expand(f"{RESULTS}/tables/systems.{{form}}", form=["csv", "tex", "md"]),
             html=report(

@@ -7,7 +7,6 @@ from diver.config.native.minimax import MinimaxConfig
 NATIVE = cells.native_entries(STUDY)
 # Rows of figures: title and file.
 INVERTED = choices.normality_rows(STUDY, DISPLAYED)
-PICTURED = choices.systems_rows(STUDY)
 
 
 def native_cell(wildcards):
@@ -53,6 +52,9 @@ def artefacts_of_set(wildcards):
 
 def class_counts():
     return {name: len(spec.classes) for name, spec in DATASETS.items()}
+
+
+PICTURED = choices.systems_rows(STUDY, class_counts())
 
 
 def set_benchmarks():

@@ -64,7 +64,7 @@ rule judge_prior:
         vae_curve=rules.train_vae.output.curve,
         dit_facts=rules.train_dit.output.facts,
         dit_curve=rules.train_dit.output.curve,
-        classifier=STUDY.prior.classifier or [],
+        classifier=one_here(STUDY.prior.classifier),
     output:
         card="data/prior/{dataset}/README.md",
         facts="data/prior/{dataset}/quality.json",

@@ -111,7 +111,10 @@ rule list_versions:
 # Last of all: it reads the benchmarks of the others, which are no files of the workflow.
 rule list_run_times:
     input:
+        rules.summarise_study.output,
+        rules.draw_rulegraph.output,
         rules.list_provenance.output,
+        rules.list_versions.output,
     output:
         html=report(
             f"{RESULTS}/record/run_times.html",

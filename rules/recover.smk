@@ -50,9 +50,9 @@ rule merge_shards:
     output:
         set=f"{RESULTS}/recovered/{{dataset}}/ipc{{ipc}}/{{stage1}}/{{stage2}}.safetensors",
     log:
-        f"{LOGS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}.log",
+        f"{LOGS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}/{{stage2}}/merge.log",
     benchmark:
-        f"{BENCHMARKS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}.tsv"
+        f"{BENCHMARKS}/recover/{{dataset}}-ipc{{ipc}}-{{stage1}}/{{stage2}}/merge.tsv"
     wildcard_constraints:
         dataset=sharded(True),
     conda:
@@ -73,9 +73,9 @@ rule trace_phases:
     output:
         trace=f"{RESULTS}/traces/{{dataset}}/ipc{{ipc}}/{{stage1}}/{{stage2}}.npz",
     log:
-        f"{LOGS}/recover/trace-{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}.log",
+        f"{LOGS}/trace/{{dataset}}-ipc{{ipc}}-{{stage1}}/{{stage2}}.log",
     benchmark:
-        f"{BENCHMARKS}/recover/trace-{{dataset}}-ipc{{ipc}}-{{stage1}}-{{stage2}}.tsv"
+        f"{BENCHMARKS}/trace/{{dataset}}-ipc{{ipc}}-{{stage1}}/{{stage2}}.tsv"
     conda:
         "../envs/torch.yaml"
     threads: 1

@@ -280,7 +280,7 @@ if STUDY.report.published:
     rule compare_published:
         input:
             results=rules.collect_results.output.csv,
-            published=STUDY.report.published,
+            published=one_here(STUDY.report.published),
         output:
             table=expand(f"{RESULTS}/tables/reproduced.{{form}}", form=["csv", "tex", "md"]),
             html=report(
@@ -340,7 +340,7 @@ if STUDY.report.tables:
     rule make_paper_tables:
         input:
             results=rules.collect_results.output.csv,
-            published=PUBLISHED_NUMBERS,
+            published=one_here(PUBLISHED_NUMBERS),
         output:
             *[
                 report(
@@ -376,7 +376,7 @@ for TABLE in PAPER_TABLES:
         name:
             TABLE
         input:
-            published=PUBLISHED_NUMBERS,
+            published=one_here(PUBLISHED_NUMBERS),
         log:
             f"{LOGS}/{TABLE}.log",
         conda:

@@ -30,9 +30,9 @@ rule record_answers:
     output:
         answers=f"{RESULTS}/answers/{{dataset}}/ipc{{ipc}}/{{stage1}}/{{set}}/{{scale}}.safetensors",
     log:
-        f"{LOGS}/answers/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{set}}-{{scale}}.log",
+        f"{LOGS}/answers/{{dataset}}-ipc{{ipc}}-{{stage1}}/{{set}}-{{scale}}.log",
     benchmark:
-        f"{BENCHMARKS}/answers/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{set}}-{{scale}}.tsv"
+        f"{BENCHMARKS}/answers/{{dataset}}-ipc{{ipc}}-{{stage1}}/{{set}}-{{scale}}.tsv"
     wildcard_constraints:
         set="|".join(map(re.escape, [NONE, *STUDY.recover])),
     conda:
@@ -60,9 +60,9 @@ rule train_students:
     output:
         results=f"{RESULTS}/students/{{dataset}}/ipc{{ipc}}/{{stage1}}/{{set}}/{{scale}}/{{group}}.csv",
     log:
-        f"{LOGS}/students/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{set}}-{{scale}}-{{group}}.log",
+        f"{LOGS}/students/{{dataset}}-ipc{{ipc}}-{{stage1}}/{{set}}/{{scale}}-{{group}}.log",
     benchmark:
-        f"{BENCHMARKS}/students/{{dataset}}-ipc{{ipc}}-{{stage1}}-{{set}}-{{scale}}-{{group}}.tsv"
+        f"{BENCHMARKS}/students/{{dataset}}-ipc{{ipc}}-{{stage1}}/{{set}}/{{scale}}-{{group}}.tsv"
     wildcard_constraints:
         set="|".join(map(re.escape, [NONE, *STUDY.recover])),
     conda:

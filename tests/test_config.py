@@ -15,6 +15,7 @@ from diver.config.base import ConfigError
 from diver.config.prior import PriorChoice
 from diver.config.study import Study, load_study, parse_study, read_yaml
 from diver.data.spec import load_dataset_spec
+from diver.report import choices
 from diver.study import SetCell, StudentCell, set_cells, set_path, student_cells, students_path
 
 ROOT = Path(__file__).parents[1]
@@ -401,6 +402,9 @@ def test_the_papers_study_is_planned_without_imagenet_or_a_hub() -> None:
         if study.recover.get(cell.stage2) and study.recover[cell.stage2].swept
     }
     assert swept == {"imagefruit": "mtt"}
+    # A picture of ImageNet-1K's sets would be 200,000 pixels wide.
+    classes = {name: len(spec.classes) for name, spec in checked.datasets.items()}
+    assert {path.parts[3] for _, path in choices.systems_rows(study, classes)} == {"imagenette-224"}
     assert {len(study.students_at(name).architectures) for name in study.datasets} == {6, 1, 3}
     plan = command("snakemake", "distill", "-n", "--quiet", "host", "--configfile", "config/paper.yaml")
     assert plan.returncode == 0, plan.stderr

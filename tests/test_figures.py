@@ -11,7 +11,9 @@ from matplotlib.image import imread
 from tidy import LABELS, LADDER, make_table
 
 from diver.report import figures, galleries
+from diver.report import pictures as report_pictures
 from diver.report.labels import Labels
+from diver.sets import UNIT, DistilledSet
 
 CLASSES = ("airplane", "automobile", "bird")
 Draw = Callable[[Path], tuple[Path, Path, Path]]
@@ -29,6 +31,19 @@ def draw_gallery(path: Path) -> tuple[Path, Path, Path]:
 def draw_phases(path: Path) -> tuple[Path, Path, Path]:
     k = np.arange(49, -1, -1)
     return galleries.phases(pictures(2, 50), list(k), list(k * 20), (25, 40), path)
+
+
+def test_gallery_of_many_classes_shows_the_first_image_of_some(
+    tmp_path: Path, tiny_set: DistilledSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_set.write(tmp_path / "set.safetensors")
+    drawn = []
+    monkeypatch.setattr(report_pictures, "gallery", lambda rows, classes, path: drawn.append((rows, classes)))
+    monkeypatch.setattr(report_pictures, "CLASSES", 2)
+    report_pictures.draw_sets(["mine"], [tmp_path / "set.safetensors"], tmp_path / "g.png")
+    ((rows, classes),) = drawn
+    assert classes == ("a", "b") and list(rows["mine"][1]) == [0, 1]
+    assert np.allclose(rows["mine"][0], tiny_set.in_range(UNIT).images[[0, 2]])
 
 
 def with_ceiling(table: pd.DataFrame) -> pd.DataFrame:

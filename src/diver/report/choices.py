@@ -48,15 +48,16 @@ def vae_rows(study: Study) -> list[tuple[str, Path]]:
     return rows
 
 
-def systems_rows(study: Study) -> list[tuple[str, Path]]:
+def systems_rows(study: Study, classes: Mapping[str, int]) -> list[tuple[str, Path]]:
     """Title and file of each row of the gallery of diffusion-native systems: all sets of a dataset at its largest IPC,
-    under the gallery's treatments; of the dataset that galleries are of, or else of the first that has a system."""
+    under the gallery's treatments; of the dataset that galleries are of, or else of the one with a system that has the
+    fewest classes. `classes`: how many each dataset has."""
     natives = native_entries(study)
     datasets = list(dict.fromkeys(cell.dataset for cell in set_cells(study) if cell.stage1 in natives))
     if not datasets:
         return []
     shown = shown_cell(study).dataset
-    dataset = shown if shown in datasets else datasets[0]
+    dataset = shown if shown in datasets else min(datasets, key=lambda name: classes[name])
     place, rows = (dataset, max(study.ipcs(dataset))), []
     for cell in set_cells(study):
         if (cell.dataset, cell.ipc) == place and cell.stage2 in (NONE, *study.report.gallery):

@@ -125,14 +125,15 @@ def _products(one: _Report, datasets: Mapping[str, DatasetSpec]) -> Iterator[tup
         yield table("recorded", lambda: compare_recorded(results, _recorded(one), networks, labels))
     if families := study.sweeps():
         yield figure("sweeps", lambda path: sweeps(results, labels, families, path))
+    classes = {name: len(spec.classes) for name, spec in datasets.items()}
     if native_entries(study):
-        yield table("systems", partial(_systems, one, {name: len(spec.classes) for name, spec in datasets.items()}))
+        yield table("systems", partial(_systems, one, classes))
     yield table("quality", lambda: tables.quality(one.quality(), labels))
     yield figure("quality", lambda path: figures.quality(one.quality(), labels, path))
     galleries = {
         "gallery": choices.gallery_rows(study),
         "vae_gallery": choices.vae_rows(study),
-        "systems": choices.systems_rows(study),
+        "systems": choices.systems_rows(study, classes),
     }
     for stem, rows in galleries.items():
         if rows:

@@ -8,15 +8,21 @@ import numpy as np
 from diver.report.galleries import gallery, phases
 from diver.sets import UNIT, DistilledSet
 
-# Classes whose chains are shown.
-CHAINS = 4
+# Classes of a gallery, which would be no picture with a thousand, and those whose chains are shown.
+CLASSES, CHAINS = 20, 4
 
 
 def draw_sets(titles: Sequence[str], files: Sequence[str | Path], path: str | Path) -> None:
-    """The first image of each class in every set, a row per set. Raises ValueError if a class has no image."""
-    sets = [DistilledSet.read(file).in_range(UNIT) for file in files]
-    rows = {title: (one.images.numpy(), one.hard_labels().numpy()) for title, one in zip(titles, sets, strict=True)}
-    gallery(rows, sets[0].classes, path)
+    """The first image of each class, of at most CLASSES, in every set, a row per set."""
+    rows: dict[str, tuple[np.ndarray, range]] = {}
+    names: tuple[str, ...] = ()
+    for title, file in zip(titles, files, strict=True):
+        one = DistilledSet.read(file)
+        names = one.classes[:CLASSES]
+        # A copy, so that one set at a time is in memory.
+        firsts = one.images[:: one.ipc][: len(names)].clone()
+        rows[title] = (one.value_range.convert(firsts, UNIT).numpy(), range(len(names)))
+    gallery(rows, names, path)
 
 
 def draw_trace(file: str | Path, path: str | Path) -> None:
