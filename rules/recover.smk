@@ -73,9 +73,9 @@ rule trace_phases:
     output:
         trace=f"{RESULTS}/traces/{{dataset}}/ipc{{ipc}}/{{stage1}}/{{stage2}}.npz",
     log:
-        f"{LOGS}/trace/{{dataset}}-ipc{{ipc}}-{{stage1}}/{{stage2}}.log",
+        f"{LOGS}/recover/trace/{{dataset}}-ipc{{ipc}}-{{stage1}}/{{stage2}}.log",
     benchmark:
-        f"{BENCHMARKS}/trace/{{dataset}}-ipc{{ipc}}-{{stage1}}/{{stage2}}.tsv"
+        f"{BENCHMARKS}/recover/trace/{{dataset}}-ipc{{ipc}}-{{stage1}}/{{stage2}}.tsv"
     conda:
         "../envs/torch.yaml"
     threads: 1
