@@ -703,7 +703,7 @@ def test_quick_has_few_epochs_and_one_test_and_says_so(name: str) -> None:
         assert (found.evaluations, found.test_every) == (1, None)
         kept = {"epochs", "evaluations", "test_every"}
         assert found.model_dump(exclude=kept) == usual.model_dump(exclude=kept)
-    assert name == "full-data" or "epochs=" in quick.departures()
+    assert name == "full-data" or "epochs=" in quick.departures(10)
 
 
 def test_missing_data_and_epochs_are_named_with_the_remedy(

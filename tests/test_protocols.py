@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
 
-from diver.config.protocols import PRESETS, Protocol, by_ipc, family, protocol
+from diver.config.protocols import PRESETS, Protocol, by_ipc, family, protocol, under
 from diver.config.students import Architecture, Students, Teacher
 from diver.networks import create
 from diver.students.optimizers import SGD, AdamW, decay_factors, flatten_parameters
@@ -19,7 +19,7 @@ from diver.students.protocol import SCHEDULES, StudentProtocol, student_protocol
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_complete_and_depart_from_nothing(name: str) -> None:
     chosen = protocol(name)
-    assert chosen.departures() == ""
+    assert {chosen.departures(classes) for classes in (10, 100, 200, 1000)} == {""}
     # As rules and `diver protocols` pass it on.
     assert Protocol.model_validate(chosen.model_dump(mode="json")) == chosen
     for classes in (10, 100, 200, 1000):
@@ -30,7 +30,7 @@ def test_presets_are_complete_and_depart_from_nothing(name: str) -> None:
 
 def test_departures_and_quirks_are_named() -> None:
     chosen = protocol("dc-eval", epochs=3, momentum_reset=False)
-    assert chosen.departures() == "epochs=3; momentum_reset=False"
+    assert chosen.departures(10) == "epochs=3; momentum_reset=False"
     assert chosen.quirks() == "extra_epoch"
     assert protocol("soft-rded").quirks() == "double_forward"
     assert protocol("hard-idc").quirks() == ""
@@ -63,6 +63,12 @@ def test_departures_hold_for_any_number_of_classes() -> None:
     assert (idc.epochs, idc.learning_rate, idc.batch) == (5, 0.1, 128)
     own = protocol("hard-idc", epochs=5, by_classes={50: {"epochs": 7}})
     assert [student_protocol(own, "vgg", 10, classes).epochs for classes in (10, 100)] == [5, 7]
+    # Also where it is what the protocol has for few classes.
+    same = protocol("hard-idc", batch=64)
+    assert Protocol.model_validate(same.model_dump(mode="json")).at(1000).batch == 64
+    assert Protocol.model_validate({**under(protocol("hard-idc").model_dump(), {"batch"}), "batch": 64}) == same
+    assert [same.departures(classes) for classes in (10, 1000)] == ["", "batch=64"]
+    assert protocol("hard-idc", batch=128).departures(1000) == ""
 
 
 def test_d3hrs_batches_epochs_and_tests() -> None:

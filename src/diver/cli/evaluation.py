@@ -127,7 +127,8 @@ class Evaluation:
     def note(self) -> str:
         """What protocol it was, how it differs from the published one, rates that networks have of their own or sets
         brought, and which accuracy counts."""
-        departures, quirks = self.protocol.departures() or "none", self.protocol.quirks() or "none"
+        departures = self.protocol.departures(len(self.data.classes)) or "none"
+        quirks = self.protocol.quirks() or "none"
         own = [f"{one.label} {one.learning_rate:g}" for one in self.architectures.values() if one.learning_rate]
         rates = f"; learning rates: {', '.join(own)}" if own else ""
         if self.learned_rates and len(own) < len(self.architectures):
@@ -157,7 +158,7 @@ def chosen_evaluation(
     teacher: str | None = None,
 ) -> Evaluation:
     """The evaluation of sets of one dataset that the options ask for; what they leave out is the study's."""
-    from diver.config.protocols import PRESETS, Protocol, by_ipc
+    from diver.config.protocols import PRESETS, Protocol, by_ipc, under
     from diver.config.study import load_study
     from diver.networks.weights import load_teacher
     from diver.sets import learned_rate
@@ -172,7 +173,7 @@ def chosen_evaluation(
         raise UserError(f"--set name={departed['name']}: use --protocol {departed['name']}")
     if protocol or set_:
         named = [f"name={protocol}"] if protocol else []
-        chosen = settings([*named, *(set_ or [])], Protocol, {} if protocol else chosen.model_dump())
+        chosen = settings([*named, *(set_ or [])], Protocol, {} if protocol else under(chosen.model_dump(), departed))
     if quick:
         chosen = reduced(chosen)
         typer.echo(
@@ -242,7 +243,6 @@ def _try_networks(
 def reduced(chosen: "Protocol") -> "Protocol":
     """The protocol with at most QUICK_EPOCHS epochs and one test, at the end."""
     from diver.config.protocols import Protocol
-    from diver.config.protocols import protocol as named
 
     def fewer(epochs: Any) -> Any:
         return (
@@ -251,13 +251,10 @@ def reduced(chosen: "Protocol") -> "Protocol":
             else min(epochs, QUICK_EPOCHS)
         )
 
-    by_classes = chosen.by_classes
-    if by_classes != named(chosen.name).by_classes:
-        # The named protocol's do not touch what is departed from.
-        by_classes = {
-            classes: {**changes, **({"epochs": fewer(changes["epochs"])} if "epochs" in changes else {})}
-            for classes, changes in by_classes.items()
-        }
+    by_classes = {
+        classes: {**changes, **({"epochs": fewer(changes["epochs"])} if "epochs" in changes else {})}
+        for classes, changes in chosen.by_classes.items()
+    }
     changes = {"epochs": fewer(chosen.epochs), "evaluations": 1, "test_every": None, "by_classes": by_classes}
     return Protocol.model_validate({**chosen.model_dump(), **changes})
 

@@ -5,6 +5,7 @@ Each preset is what the released code of its source does, read there; a departur
 value and are named in the output when they are on.
 """
 
+from collections.abc import Container
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -92,7 +93,7 @@ class Protocol(Model):
         name = given.get("name", "glad-eval")
         if name not in PRESETS:
             raise ValueError(f"unknown protocol {name!r}; {nearest(str(name), list(PRESETS))}")
-        return {**PRESETS[name], **given}
+        return {**under(PRESETS[name], given), **given}
 
     @field_validator("augmentation")
     @classmethod
@@ -164,19 +165,16 @@ class Protocol(Model):
         """
         fitting = [number for number in self.by_classes if number <= classes]
         changes = self.by_classes[max(fitting)] if fitting else {}
-        named = protocol(self.name)
-        if self.by_classes == named.by_classes:
-            changes = {key: value for key, value in changes.items() if getattr(self, key) == getattr(named, key)}
         return Protocol.model_validate({**self.model_dump(), "by_classes": {}, **changes})
 
     def rate_for(self, network: str) -> float:
         """Peak rate of a network."""
         return self.learning_rate.get(family(network), self.learning_rate["other"])
 
-    def departures(self) -> str:
-        """'key=value; ...' where this differs from the named protocol; '' if it does not."""
-        named = protocol(self.name).model_dump()
-        return "; ".join(f"{key}={value}" for key, value in self.model_dump().items() if value != named[key])
+    def departures(self, classes: int) -> str:
+        """'key=value; ...' where this differs from the named protocol for so many classes; '' if it does not."""
+        own, named = (one.at(classes).model_dump() for one in (self, protocol(self.name)))
+        return "; ".join(f"{key}={value}" for key, value in own.items() if value != named[key])
 
     def quirks(self) -> str:
         """Names of the quirks that are on, joined by '; '."""
@@ -186,6 +184,15 @@ class Protocol(Model):
 def protocol(name: str = "glad-eval", **departures: Any) -> Protocol:
     """A named protocol, with departures from it. Raises pydantic's ValidationError, as a study does."""
     return Protocol.model_validate({"name": name, **departures})
+
+
+def under(settings: dict[str, Any], given: Container[str]) -> dict[str, Any]:
+    """Settings for others to be put over: what is given holds whatever the number of classes."""
+    by_classes = {
+        number: {key: value for key, value in changes.items() if key not in given}
+        for number, changes in settings.get("by_classes", {}).items()
+    }
+    return {**settings, "by_classes": by_classes}
 
 
 def family(network: str) -> str:

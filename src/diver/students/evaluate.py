@@ -154,13 +154,18 @@ def full_data(data: Prepared, device: str | torch.device = "cpu") -> StudentData
 
 
 def _rows(
-    results: Sequence[StudentResult], protocol: Protocol, used: StudentProtocol, rate: float | None, **common: Any
+    results: Sequence[StudentResult],
+    protocol: Protocol,
+    used: StudentProtocol,
+    rate: float | None,
+    classes: int,
+    **common: Any,
 ) -> list[dict[str, Any]]:
-    departures = "; ".join(filter(None, [protocol.departures(), "" if rate is None else f"learning_rate={rate}"]))
+    departed = [protocol.departures(classes), "" if rate is None else f"learning_rate={rate}"]
     return [
         {
             "protocol": protocol.name,
-            "departures": departures,
+            "departures": "; ".join(filter(None, departed)),
             "quirks": protocol.quirks(),
             "reported": protocol.reported,
             "seed": r.seed,
@@ -231,6 +236,7 @@ def evaluate_set(
         given,
         used,
         architecture.learning_rate,
+        len(data.classes),
         white=white_epsilon(distilled, protocol, matched) is not None,
         images=len(inputs.images),
         bytes=sum(t.numel() * t.element_size() for t in kept),
@@ -296,6 +302,7 @@ def evaluate_full(
         protocol,
         used,
         rate,
+        len(data.classes),
         white=False,
         images=len(data.train_images),
         bytes=sum(t.numel() * t.element_size() for t in kept),
@@ -345,7 +352,12 @@ def train_teacher(
         data.mean,
         data.std,
         result.accuracy_last,
-        {"protocol": protocol.name, "departures": protocol.departures(), "epochs": used.epochs, "seed": seed},
+        {
+            "protocol": protocol.name,
+            "departures": protocol.departures(len(data.classes)),
+            "epochs": used.epochs,
+            "seed": seed,
+        },
     )
 
 
