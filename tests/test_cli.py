@@ -581,6 +581,8 @@ def test_rates_are_the_studys_only_with_its_protocol(prepared_file: Path, tiny_s
     of_dc = note(protocol="dc-eval")
     assert "learning rates" not in of_dc and "that the set's method learned: 0.125" in of_dc
     assert of_dc.endswith("accuracy that it reports: last")
+    given = note(protocol="dc-eval", set_=["learning_rate={other: 0.5}"])
+    assert "learning_rate={'other': 0.5}; learned_rate=False" in given and "0.125" not in given
     assert note(protocol="hard-idc").endswith("accuracy that it reports: best") and "0.125" not in note()
 
 

@@ -738,6 +738,9 @@ def test_sets_that_do_not_fit_the_protocol(data: StudentData, prepared: Prepared
         chosen = architecture.model_copy(update={"learning_rate": given})
         (row,) = evaluate_set(one, prepared, chosen, protocol("dc-eval", epochs=2), [0], progress=quiet)
         assert row["learning_rate"] == rate
+    given = protocol("dc-eval", epochs=2, learning_rate={"other": 0.01})
+    (row,) = evaluate_set(learned, prepared, architecture, given, [0], progress=quiet)
+    assert row["learning_rate"] == 0.01 and row["departures"] == "epochs=2; learned_rate=False"
     with pytest.raises(StudentError, match="soft-rded|teacher"):
         evaluate_set(distilled, prepared, architecture, protocol("soft-rded"), [0])
     other = replace(distilled, images=distilled.images[:, :, :8, :8])

@@ -39,7 +39,10 @@ class Protocol(Model):
     weight_decay: float = Field(5e-4, ge=0, description="Weight decay: L2 with SGD, decoupled with AdamW.")
     decay_vectors: bool = Field(True, description="Decay biases and normalisation parameters too.")
     learning_rate: dict[str, float] = Field(description="Peak rate by kind of network; 'other' is for the rest.")
-    learned_rate: bool = Field(False, description="Take the rate that a set's method learned, if it did (MTT, EDF).")
+    learned_rate: bool = Field(
+        False,
+        description="Take the rate that a set's method learned, if it did (MTT, EDF), unless learning_rate is given.",
+    )
     zca: bool = Field(
         False,
         description="Train and test on white images, by the ZCA of the training images, where a set was learned as "
@@ -187,12 +190,13 @@ def protocol(name: str = "glad-eval", **departures: Any) -> Protocol:
 
 
 def under(settings: dict[str, Any], given: Container[str]) -> dict[str, Any]:
-    """Settings for others to be put over: what is given holds whatever the number of classes."""
+    """Settings for others to be put over: what is given holds whatever the number of classes and the learned rate."""
     by_classes = {
         number: {key: value for key, value in changes.items() if key not in given}
         for number, changes in settings.get("by_classes", {}).items()
     }
-    return {**settings, "by_classes": by_classes}
+    learned = settings.get("learned_rate", False) and "learning_rate" not in given
+    return {**settings, "by_classes": by_classes, "learned_rate": learned}
 
 
 def family(network: str) -> str:
