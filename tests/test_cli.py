@@ -258,6 +258,10 @@ def test_teacher_then_every_protocol_on_a_set(
     assert read_trained(teacher).options == {"width": 8}
     for name in PRESETS:
         short = ["--protocol", name, "--set", "epochs=2", "--architecture", "convnet", "--seeds", "2", "--threads", "1"]
+        if name == "soft-rded":
+            assert run(monkeypatch, "evaluate", str(set_file), *data, *short, "--teacher", teacher) == 2
+            assert "soft-rded says no batch for IPC 2: give --set batch=NUMBER" in capsys.readouterr().err
+            short += ["--set", "batch=5"]
         assert run(monkeypatch, "evaluate", str(set_file), *data, *short, "--teacher", teacher) == 0
         shown = capsys.readouterr().out
         assert "2 seeds" in shown

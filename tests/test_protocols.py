@@ -49,8 +49,12 @@ def test_epochs_and_batch_by_ipc_and_classes() -> None:
     sizes = [student_protocol(rded, "convnet", ipc, 10).batch for ipc in (1, 10, 50)]
     assert sizes == [10, 50, 100]
     assert [student_protocol(rded, "convnet", 10, classes).batch for classes in (100, 200, 1000)] == [100, 100, 100]
-    with pytest.raises(ValueError, match="batch: no entry for IPC 60"):
-        student_protocol(rded, "convnet", 60, 10)
+    # RDED's code has no batch for the IPCs between.
+    for ipc, classes in ((2, 10), (20, 10), (60, 10), (5, 1000)):
+        with pytest.raises(ValueError, match=f"batch: no entry for IPC {ipc}; add one"):
+            student_protocol(rded, "convnet", ipc, classes)
+    assert student_protocol(rded, "convnet", 20, 200).batch == 100
+    assert student_protocol(protocol("soft-rded", batch=25), "convnet", 20, 10).batch == 25
     assert by_ipc({1: 3, 10: 5}, 7, "epochs") == 5
 
 

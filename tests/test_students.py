@@ -81,8 +81,8 @@ def answers(data: StudentData, used: StudentProtocol) -> Replay:
 
 def small(name: str, **changes: object) -> StudentProtocol:
     """A named protocol, shortened."""
-    used = student_protocol(protocol(name), "convnet", 4, 3)
-    return replace(used, **{"epochs": 6, "batch": 5, "test_every": None, "evaluations": 2, **changes})
+    used = student_protocol(protocol(name, batch=5), "convnet", 4, 3)
+    return replace(used, **{"epochs": 6, "test_every": None, "evaluations": 2, **changes})
 
 
 def plain_training(name: str, options: dict, data: StudentData, used: StudentProtocol, seed: int):
@@ -742,7 +742,7 @@ def test_sets_that_do_not_fit_the_protocol(data: StudentData, prepared: Prepared
     (row,) = evaluate_set(learned, prepared, architecture, given, [0], progress=quiet)
     assert row["learning_rate"] == 0.01 and row["departures"] == "epochs=2; learned_rate=False"
     with pytest.raises(StudentError, match="soft-rded|teacher"):
-        evaluate_set(distilled, prepared, architecture, protocol("soft-rded"), [0])
+        evaluate_set(distilled, prepared, architecture, protocol("soft-rded", batch=5), [0])
     other = replace(distilled, images=distilled.images[:, :, :8, :8])
     with pytest.raises(StudentError, match="8 x 8; coloured takes 16 x 16"):
         evaluate_set(other, prepared, architecture, protocol("dc-eval"), [0])

@@ -185,7 +185,7 @@ def chosen_evaluation(
             by_ipc(getattr(chosen.at(len(one.classes)), key), one.ipc, key)
         except ValueError:
             raise UserError(
-                f"the study says no {key} for IPC {one.ipc}: give --set {key}=NUMBER, or --protocol NAME "
+                f"protocol {chosen.name} says no {key} for IPC {one.ipc}: give --set {key}=NUMBER, or --protocol NAME "
                 "(`diver protocols` lists them)"
             ) from None
     names = [*(architecture or []), *filter(None, map(str.strip, (architectures or "").split(",")))]
@@ -246,7 +246,7 @@ def reduced(chosen: "Protocol") -> "Protocol":
 
     def fewer(epochs: Any) -> Any:
         return (
-            {k: min(v, QUICK_EPOCHS) for k, v in epochs.items()}
+            {k: v and min(v, QUICK_EPOCHS) for k, v in epochs.items()}
             if isinstance(epochs, dict)
             else min(epochs, QUICK_EPOCHS)
         )

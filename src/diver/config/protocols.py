@@ -17,7 +17,8 @@ from diver.config.networks import OPTIONS
 from diver.config.networks import PRESETS as NETWORKS
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-ByIpc = int | dict[int, int]
+# None: nothing is said up to this IPC.
+ByIpc = int | dict[int, int | None]
 # Kinds of networks that a rate may be given for; Swin is a library's.
 FAMILIES = (*OPTIONS, "swin")
 
@@ -31,7 +32,7 @@ class Protocol(Model):
     )
 
     name: str = Field("glad-eval", description="Named protocol that the other keys depart from.")
-    epochs: ByIpc = Field(description="Passes over the set: one number, or {IPC up to which it holds: number}.")
+    epochs: ByIpc = Field(description="Passes over the set: a number, or {IPC up to which it holds: number or null}.")
     batch: ByIpc = Field(description="Images per step, likewise by IPC; a set that is smaller is one batch.")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="Optimiser.")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum.")
@@ -108,7 +109,7 @@ class Protocol(Model):
     @classmethod
     def _positive(cls, value: ByIpc) -> ByIpc:
         numbers = [value] if isinstance(value, int) else [*value, *value.values()]
-        if not numbers or min(numbers) < 1:
+        if not numbers or any(number is not None and number < 1 for number in numbers):
             raise ValueError("every number must be at least 1")
         return value
 
@@ -211,17 +212,19 @@ def by_ipc(value: ByIpc, ipc: int, key: str) -> int:
     if isinstance(value, int):
         return value
     bounds = [bound for bound in value if bound >= ipc]
-    if not bounds:
-        raise ValueError(f"{key}: no entry for IPC {ipc}; add one (given up to {max(value)})")
-    return value[min(bounds)]
+    number = value[min(bounds)] if bounds else None
+    if number is None:
+        raise ValueError(f"{key}: no entry for IPC {ipc}; add one (given: {value})")
+    return number
 
 
 QUIRKS = ("ema_per_epoch", "extra_epoch", "momentum_reset", "double_forward")
 
 _DSA = "color_crop_cutout_flip_scale_rotate"
 _UP = 10**9
-_RDED_BATCH = {1: 10, 10: 50, 50: 100}
-_D3HR_BATCH = {9: 15, 49: 50, _UP: 100}
+# RDED's code has no batch for an IPC between these.
+_RDED_BATCH = {1: 10, 9: None, 10: 50, 49: None, 50: 100}
+_D3HR_BATCH: dict[int, int | None] = {9: 15, 49: 50, _UP: 100}
 # What D3HR's evaluation took from RDED's.
 _SOFT: dict[str, Any] = {
     "optimizer": "adamw",
@@ -244,8 +247,8 @@ _SOFT: dict[str, Any] = {
 }
 
 
-def _twice(batches: dict[int, int]) -> dict[int, int]:
-    return {ipc: 2 * batch for ipc, batch in batches.items()}
+def _twice(batches: dict[int, int | None]) -> dict[int, int | None]:
+    return {ipc: batch and 2 * batch for ipc, batch in batches.items()}
 
 
 # The evaluation of DC's released code, whose loop runs one epoch more than it says.
