@@ -674,9 +674,16 @@ def test_best_and_diverged_stand_beside_the_last_accuracy() -> None:
     assert str(one).endswith(" (20.0) †1") and str(one).startswith("15.0 ± ")
     both = Accuracies.averaged([one, Accuracies([30.0, 30.0], [30.0, 32.0], 0)])
     assert (both.last, both.best, both.diverged) == ([20.0, 25.0], [24.0, 27.0], 1)
-    found = {name: {"vit": one, "convnet": one, "mean": one} for name in "AB"}
-    shown = comparison_table(found, compared(found), {"vit": "ViT", "convnet": "ConvNet", "mean": "mean"})
-    assert "4 in all" in shown and "~" in shown.splitlines()[1] and "would be found with 80 % power" in shown
+    labels = {"vit": "ViT", "convnet": "ConvNet"}
+    found = {"A": {"vit": one, "convnet": one}, "B": {"vit": one, "convnet": replace(one, last=[11.0, 23.0])}}
+    shown = comparison_table(found, compared(found), labels)
+    assert "4 in all" in shown and "~" in shown.splitlines()[1] and "testable" not in shown
+    # Students that only guess say nothing of what could be found.
+    alone = compared(found)[1].minimum_detectable()
+    assert alone > 1 and f"a difference of {alone:.1f} points (median) would be found with 80 % power" in shown
+    found["B"]["convnet"] = replace(one, last=[11.0, 21.0])
+    shown = comparison_table(found, compared(found), labels)
+    assert "or not testable" in shown and "power" not in shown
 
 
 def test_single_seed_has_no_interval(

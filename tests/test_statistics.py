@@ -13,6 +13,7 @@ from diver.report.statistics import Cell, StatisticsError
 
 DIVER = Cell("cifar10", 10, "dm", "diver", "matched")
 STAGE1 = DIVER._replace(stage2="none")
+UNSEEN = ["resnet", "vit", "mobilenet"]
 
 
 def per_seed(table: pd.DataFrame, cell: Cell, architectures: list[str]) -> np.ndarray:
@@ -58,13 +59,29 @@ def test_differences_without_spread_are_not_said_to_be_of_one_seed(table: pd.Dat
     assert "single seed" in correction_lines(st.compare(same[same["seed"] == 0], pair))[0]
 
 
+def test_students_that_only_guess_say_nothing_of_what_could_be_found(table: pd.DataFrame) -> None:
+    from diver.report.tables import correction_lines
+
+    def legend(guessing: list[str], shift: float = 0.0) -> str:
+        mask, changed = table["stage2"].isin(guessing) & (table["stage1"] == "dm"), table.copy()
+        changed.loc[mask, "accuracy_last"] = 10.0 + shift * (table["stage2"] != "none")
+        return " ".join(correction_lines(st.compare(changed, [(DIVER, STAGE1), (vae, STAGE1)], ["unseen"])))
+
+    vae = DIVER._replace(stage2="vae")
+    alone = st.minimum_detectable(per_seed(table, DIVER, UNSEEN).std(ddof=1), 3)
+    assert f"of {alone:.1f} points" in legend(["none", "vae"]) and "over the 2 comparisons" in legend(["none", "vae"])
+    assert "points" not in legend(["none", "vae", "diver"]) and "testable" not in legend(["none", "vae"])
+    told = legend(["none", "vae"], shift=1.0)
+    assert "not distinguishable" in told and "or not testable, as the difference is the same for all seeds" in told
+
+
 def test_unseen_mean_averages_within_a_seed_and_leaves_the_proxy_out(table: pd.DataFrame) -> None:
     found = st.unseen_by_seed(table)
     mine = st.students_of(found, DIVER).sort_values("seed")
-    assert mine["accuracy_last"].to_numpy() == pytest.approx(per_seed(table, DIVER, ["resnet", "vit", "mobilenet"]))
+    assert mine["accuracy_last"].to_numpy() == pytest.approx(per_seed(table, DIVER, UNSEEN))
 
 
-@pytest.mark.parametrize(("role", "names"), [("unseen", ["resnet", "vit", "mobilenet"]), ("proxy", ["convnet"])])
+@pytest.mark.parametrize(("role", "names"), [("unseen", UNSEEN), ("proxy", ["convnet"])])
 def test_paired_difference_is_the_paired_t_test(table: pd.DataFrame, role: str, names: list[str]) -> None:
     ours, theirs = per_seed(table, DIVER, names), per_seed(table, STAGE1, names)
     found = st.difference(table, DIVER, STAGE1, role)
@@ -122,7 +139,7 @@ def test_minimum_detectable_has_the_power_that_it_promises(n: int) -> None:
 def test_minimum_detectable_approaches_the_normal_closed_form() -> None:
     expected = (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * 3.0 / math.sqrt(4000)
     assert st.minimum_detectable(3.0, 4000) == pytest.approx(expected, rel=2e-3)
-    assert math.isnan(st.minimum_detectable(math.nan, 1))
+    assert math.isnan(st.minimum_detectable(math.nan, 1)) and math.isnan(st.minimum_detectable(0.0, 3))
     # The level after a correction over many comparisons, with few seeds.
     assert st.minimum_detectable(1.0, 3, 0.05 / 44) > 5 * st.minimum_detectable(1.0, 3)
 

@@ -145,17 +145,21 @@ def comparison_table(found: BySet, comparisons: Sequence[Comparison], labels: di
 
 def _correction(comparisons: Sequence[Comparison]) -> list[str]:
     """What the mark means, and what these seeds could have found."""
-    from diver.report.tables import NOT_DISTINGUISHABLE, untested
+    from diver.report.tables import NOT_DISTINGUISHABLE, or_untested, untested
 
-    found = [one.minimum_detectable() for one in comparisons if not math.isnan(one.p)]
+    tested = [one for one in comparisons if not math.isnan(one.p)]
+    found = [size for one in tested if not math.isnan(size := one.minimum_detectable())]
     if all(one.distinguishable() for one in comparisons):
         marked = []
-    elif not found:
+    elif not tested:
         return [f"{NOT_DISTINGUISHABLE}: {untested(max(len(one.differences) for one in comparisons))}"]
     else:
-        marked = [f"{NOT_DISTINGUISHABLE}: not distinguishable from zero at 5 %, corrected over the table"]
+        more = or_untested(len(tested), len(comparisons))
+        marked = [f"{NOT_DISTINGUISHABLE}: not distinguishable from zero at 5 %, corrected over the table{more}"]
+    if not found:
+        return marked
     power = f"a difference of {median(found):.1f} points (median) would be found with 80 % power by one test alone"
-    return [*marked, power] if found else marked
+    return [*marked, power]
 
 
 def _comparison_json(found: BySet, comparisons: Sequence[Comparison]) -> dict[str, Any]:
@@ -187,7 +191,7 @@ def _comparison_json(found: BySet, comparisons: Sequence[Comparison]) -> dict[st
             "half_width": half(one.differences),
             "p": number(one.p),
             "p_holm": number(one.p_holm),
-            "minimum_detectable": None if len(one.differences) < 2 else one.minimum_detectable(),
+            "minimum_detectable": None if len(one.differences) < 2 else number(one.minimum_detectable()),
         }
         for one in comparisons
     ]

@@ -176,9 +176,10 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
 def minimum_detectable(spread: float, n: int, alpha: float = 1 - LEVEL, power: float = POWER) -> float:
     """Smallest true difference that a paired two-sided t-test over n seeds finds with the given power.
 
-    `spread`: standard deviation of the differences over seeds, taken as known. NaN for n = 1.
+    `spread`: standard deviation of the differences over seeds, taken as known. NaN for n = 1, and without any spread,
+    which says nothing of how much there would be.
     """
-    return math.nan if n < 2 else spread * _noncentrality(n, alpha, power) / math.sqrt(n)
+    return math.nan if n < 2 or spread <= ROUNDING else spread * _noncentrality(n, alpha, power) / math.sqrt(n)
 
 
 @lru_cache

@@ -262,6 +262,11 @@ def untested(seeds: int) -> str:
     return "the differences are the same for all seeds, and without any spread nothing can be tested"
 
 
+def or_untested(tested: int, comparisons: int) -> str:
+    """What else the mark means where not all comparisons of a table could be tested; '' where they could."""
+    return ", or not testable, as the difference is the same for all seeds" if tested < comparisons else ""
+
+
 def correction_lines(differences: pd.DataFrame) -> list[str]:
     """What the mark means, and what the seeds of a table of `compare` could have found."""
     tested = differences.dropna(subset=["p"])
@@ -270,13 +275,17 @@ def correction_lines(differences: pd.DataFrame) -> list[str]:
     if tested.empty:
         return [f"{NOT_DISTINGUISHABLE}: {untested(int(differences['seeds'].max()))}."]
     typical, corrected = tested["minimum_detectable"].median(), tested["minimum_detectable_corrected"].median()
-    return [
+    lines = [
         "The intervals are for one comparison at a time; the mark is for all of them together.",
         f"{NOT_DISTINGUISHABLE}: not distinguishable from zero at 5 % (paired t-test over seeds, Holm's correction "
-        f"over the {len(tested)} comparisons of this table).",
-        f"A difference of {typical:.1f} points (median over the comparisons) would be found with 80 % power by one "
-        f"test alone, and one of {corrected:.1f} points after the correction's first step.",
+        f"over the {len(tested)} comparisons of this table){or_untested(len(tested), len(differences))}.",
     ]
+    if not math.isnan(typical):
+        lines.append(
+            f"A difference of {typical:.1f} points (median over the comparisons) would be found with 80 % power by one "
+            f"test alone, and one of {corrected:.1f} points after the correction's first step."
+        )
+    return lines
 
 
 def quality(table: pd.DataFrame, labels: Labels) -> Table:
