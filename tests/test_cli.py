@@ -558,6 +558,16 @@ def test_evaluation_is_a_table_a_csv_and_json(
     ]
 
 
+def test_json_of_diverged_students_is_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], set_file: Path, prepared_file: Path
+) -> None:
+    common = ["--prepared", str(prepared_file), "--architecture", "convnet", "--seeds", "1", "--threads", "1"]
+    wild = ["--protocol", "dc-eval", "--set", "epochs=12", "--set", "learning_rate={other: 1.0e+30}"]
+    assert run(monkeypatch, "evaluate", str(set_file), *common, *wild, "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert row["diverged"] and row["train_loss_last"] is None
+
+
 def test_soft_labels_that_are_not_used_are_said(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -1,6 +1,7 @@
 """What the commands share: refusals, settings from KEY=VALUE, names to complete, tables, and where files lie."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -131,7 +132,16 @@ def completed(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print as JSON, which has no numbers that are not finite: null stands for them."""
+
+    def finite(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: finite(one) for key, one in part.items()}
+        if isinstance(part, (list, tuple)):
+            return [finite(one) for one in part]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    print(json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
