@@ -251,8 +251,14 @@ def test_teacher_then_every_protocol_on_a_set(
     teacher = str(tmp_path / "teacher.safetensors")
     data = ["--prepared", str(prepared_file)]
     teach = ["teach", *data, "--out", teacher, "--network", "convnet", "--set", "epochs=1", "--option"]
-    assert run(monkeypatch, *teach, "wdth=8") == 2
-    assert "convnet" in capsys.readouterr().err
+    for arguments, words in [
+        (["wdth=8"], "convnet"),
+        (["width=8", "--set", "labels=own"], "--set: labels 'own' of full-data: the training set has classes alone"),
+        (["width=8", "--set", "zca=true", "--set", "augmentation=none"], "--set: zca of full-data: "),
+    ]:
+        assert run(monkeypatch, *teach, *arguments) == 2
+        error = capsys.readouterr().err.strip()
+        assert words in error and len(error.splitlines()) == 1
     assert run(monkeypatch, *teach, "width=8") == 0
     assert "% of the test images" in capsys.readouterr().out
     assert read_trained(teacher).options == {"width": 8}

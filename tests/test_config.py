@@ -81,6 +81,11 @@ def edit(keys: str, value: Any) -> dict[str, Any]:
             {"name": "full-data", "labels": "own"},
             ["students.full_data.protocol: labels 'own'", "set labels: hard"],
         ),
+        (
+            "students/full_data/protocol",
+            {"name": "dc-eval"},
+            ["students.full_data.protocol: zca of dc-eval", "set zca: false"],
+        ),
         ("students/full_data/learning_rate", {"restnet": 0.1}, ["full_data.learning_rate", "did you mean 'resnet'"]),
         (
             "teacher/protocol",

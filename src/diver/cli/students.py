@@ -146,6 +146,7 @@ def teach(
 
     from diver.config.networks import check_network
     from diver.config.protocols import Protocol
+    from diver.config.students import of_whole_set
     from diver.data.prepared import Prepared
     from diver.networks.weights import is_state_dict, write_trained
     from diver.progress import reporter
@@ -157,6 +158,8 @@ def teach(
             check_network(network)
     options = options_of(option, "--option")
     chosen = settings(["name=full-data", *(set_ or [])], Protocol)
+    with mendable("--set"):
+        of_whole_set(chosen)
     foreign = weights is not None and is_state_dict(weights)
     if weights is not None and set_:
         raise UserError(f"--set {set_[0]}: with --weights nothing is trained; leave one of them out")

@@ -29,17 +29,20 @@ def _different(seeds: list[int]) -> list[int]:
 Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_different)]
 
 
-def _of_classes(chosen: Protocol) -> Protocol:
+def of_whole_set(chosen: Protocol) -> Protocol:
+    """The protocol if it is one for the whole training set; else ValueError with the remedy."""
     if chosen.labels != "hard":
         raise ValueError(
             f"labels {chosen.labels!r} of {chosen.name}: the training set has classes alone, and no teacher answers "
             "here; set labels: hard"
         )
+    if chosen.zca:
+        raise ValueError(f"zca of {chosen.name}: white images are for sets that were learned on such; set zca: false")
     return chosen
 
 
 # For the whole training set.
-HardProtocol = Annotated[Protocol, AfterValidator(_of_classes)]
+HardProtocol = Annotated[Protocol, AfterValidator(of_whole_set)]
 
 
 class Architecture(Model):
