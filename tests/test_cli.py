@@ -189,6 +189,9 @@ def test_what_is_read_is_never_written_over(
     assert run(monkeypatch, "merge", str(set_file), "--source", str(set_file), "--out", str(set_file)) == 2
     assert run(monkeypatch, "evaluate", str(set_file), "--csv", str(folder)) == 2
     assert f"--csv {folder}: is a folder" in capsys.readouterr().err
+    for option in ("--prepared", "--study", "--teacher"):
+        assert run(monkeypatch, "evaluate", str(set_file), "--csv", str(file), option, str(file)) == 2
+        assert f"--csv {file}: is what is read, and would be lost" in capsys.readouterr().err
     assert set_file.read_bytes() == content
 
 

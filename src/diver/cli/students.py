@@ -11,6 +11,7 @@ from diver.cli.common import (
     Json,
     UserError,
     aligned,
+    at_home,
     completed,
     known,
     mendable,
@@ -70,10 +71,12 @@ def evaluate(
 
     from diver.report.tables import interval_text
     from diver.students import write_rows
+    from diver.study import prepared_path
 
-    if csv:
-        writable(csv, set_file, option="--csv")
     distilled = read_set(set_file, dataset, value_range)
+    if csv:
+        data, answering = prepared or at_home(prepared_path(distilled.dataset)), [Path(teacher)] if teacher else []
+        writable(csv, set_file, at_home(study), data, *answering, option="--csv")
     evaluation = chosen_evaluation(
         [distilled], prepared, study, protocol, set_, quick, architecture, architectures, seeds, threads, teacher
     )
