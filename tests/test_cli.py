@@ -256,6 +256,7 @@ def test_teacher_then_every_protocol_on_a_set(
     teach = ["teach", *data, "--out", teacher, "--network", "convnet", "--set", "epochs=1", "--option"]
     for arguments, words in [
         (["wdth=8"], "convnet"),
+        (["width=8", "--seed", "99999999999999999999"], "Invalid value for '--seed': Input should be less than"),
         (["width=8", "--set", "labels=own"], "--set: labels 'own' of full-data: the training set has classes alone"),
         (["width=8", "--set", "zca=true", "--set", "augmentation=none"], "--set: zca of full-data: "),
     ]:
@@ -267,11 +268,13 @@ def test_teacher_then_every_protocol_on_a_set(
     assert read_trained(teacher).options == {"width": 8}
     for name in PRESETS:
         short = ["--protocol", name, "--set", "epochs=2", "--architecture", "convnet", "--seeds", "2", "--threads", "1"]
+        if protocol(name).needs_teacher():
+            short += ["--teacher", teacher]
         if name == "soft-rded":
-            assert run(monkeypatch, "evaluate", str(set_file), *data, *short, "--teacher", teacher) == 2
+            assert run(monkeypatch, "evaluate", str(set_file), *data, *short) == 2
             assert "soft-rded says no batch for IPC 2: give --set batch=NUMBER" in capsys.readouterr().err
             short += ["--set", "batch=5"]
-        assert run(monkeypatch, "evaluate", str(set_file), *data, *short, "--teacher", teacher) == 0
+        assert run(monkeypatch, "evaluate", str(set_file), *data, *short) == 0
         shown = capsys.readouterr().out
         assert "2 seeds" in shown
         assert f"protocol {name}; departures: epochs=2" in shown
@@ -332,6 +335,10 @@ def test_teacher_that_was_trained_elsewhere(
         (["--set", "name=dc-eval"], "use --protocol dc-eval"),
         (["--architecture", "convnte"], "convnet"),
         (["--protocol", "soft-fkd"], "diver teach"),
+        (["--teacher", "mine.safetensors"], "--teacher mine.safetensors: protocol glad-eval asks no teacher; leave it"),
+        (["--protocol", "soft-fkd", "--teacher", "nope.pth"], "nope.pth: no such file"),
+        (["--architectures", ","], "--architectures ',': names no network"),
+        (["--set", "epochs=true"], "epochs"),
         (["--architectures", "convnet,vgg-11"], "network vgg-11: images of 16 pixels are too small"),
     ],
 )

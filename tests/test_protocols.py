@@ -92,7 +92,7 @@ def test_rates_by_kind_of_network() -> None:
     rates = {name: glad.rate_for(name) for name in ("convnet-5", "vgg-11", "mobilenetv2", "timm:efficientnet_b0")}
     assert rates == {"convnet-5": 0.001, "vgg-11": 0.0001, "mobilenetv2": 0.01, "timm:efficientnet_b0": 0.01}
     assert family("timm:swin_tiny") == "swin"
-    assert family("timm:regnety_002") == "other"
+    assert (family("timm:regnety_002"), family("timm:tf_efficientnet_b0")) == ("other", "efficientnet")
     assert student_protocol(glad, "vgg", 1, 10, learning_rate=0.5).learning_rate == 0.5
 
 
@@ -104,6 +104,8 @@ def test_rates_by_kind_of_network() -> None:
         ({"epochs": {}}, "at least 1"),
         ({"epochs": {1: 0}}, "at least 1"),
         ({"batch": 0}, "at least 1"),
+        ({"batch": True}, "valid integer"),
+        ({"patches": True}, "valid integer"),
         ({"labels": "softt"}, "labels"),
         ({"by_classes": {100: {"epoch": 3}}}, "did you mean 'epochs'"),
         ({"by_classes": {100: {"batch": "many"}}}, "by_classes.100.batch"),

@@ -189,6 +189,8 @@ def chosen_evaluation(
                 "(`diver protocols` lists them)"
             ) from None
     names = [*(architecture or []), *filter(None, map(str.strip, (architectures or "").split(",")))]
+    if architectures is not None and not names:
+        raise UserError(f"--architectures {architectures!r}: names no network; give some, as convnet,resnet")
     wanted = {name: _architecture(name, students.architectures) for name in names} or students.architectures
     if protocol or "learning_rate" in departed:
         # The study's rates are tuned for its own protocol.
@@ -196,6 +198,11 @@ def chosen_evaluation(
     if chosen.needs_teacher() and teacher is None:
         raise UserError(
             f"protocol {chosen.name} needs a teacher's answers: --teacher FILE (made by `diver teach`) or timm:NAME"
+        )
+    if teacher and not chosen.needs_teacher():
+        raise UserError(
+            f"--teacher {teacher}: protocol {chosen.name} asks no teacher; leave it out, or take one that does, as "
+            "--protocol soft-fkd"
         )
     data = prepared_data(prepared, sets[0].dataset)
     for one in sets:
@@ -208,7 +215,7 @@ def chosen_evaluation(
     if any(white_epsilon(one, chosen) is not None for one in sets):
         typer.echo("white images (ZCA) where a set was learned on them; --set zca=false takes ordinary ones", err=True)
     learned = [rate for one in sets if (rate := learned_rate(one)) is not None] if chosen.learned_rate else []
-    answering = load_teacher(teacher, data) if teacher and chosen.needs_teacher() else None
+    answering = load_teacher(teacher, data) if teacher else None
     return Evaluation(
         data,
         chosen,

@@ -38,6 +38,7 @@ from diver.cli.evaluation import (
     protocol_names,
 )
 from diver.cli.reading import DatasetOption, RangeOption, SetArgument, read_set
+from diver.config.base import LAST_SEED
 
 
 def evaluate(
@@ -116,7 +117,7 @@ def teach(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Departure from protocol full-data, KEY=VALUE; repeatable.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of its weights and batches.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Seed of its weights and batches.")] = 0,
     weights: Annotated[
         str | None,
         typer.Option(help="Train nothing, take these: a state dict (.pt, .pth, ...) of --network, or timm:NAME."),

@@ -6,7 +6,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 # Methods multiply a seed by a million or so for the parts of a run, and torch takes 63 bits.
-Seed = Annotated[int, Field(ge=0, le=2**40)]
+LAST_SEED = 2**40
+Seed = Annotated[int, Field(ge=0, le=LAST_SEED)]
 
 
 class ConfigError(ValueError):

@@ -17,8 +17,10 @@ from diver.config.networks import OPTIONS
 from diver.config.networks import PRESETS as NETWORKS
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+# Not true, which would be 1.
+Whole = Annotated[int, Field(strict=True)]
 # None: nothing is said up to this IPC.
-ByIpc = int | dict[int, int | None]
+ByIpc = Whole | dict[int, Whole | None]
 # Kinds of networks that a rate may be given for; Swin is a library's.
 FAMILIES = (*OPTIONS, "swin")
 
@@ -53,7 +55,7 @@ class Protocol(Model):
         description="Factor on the rate by epoch (diver.students.protocol.SCHEDULES)."
     )
     augmentation: str = Field(description="DSA families joined by '_', 'idc', 'rded', 'fkd', or 'none'.")
-    patches: int | None = Field(
+    patches: Whole | None = Field(
         None,
         ge=1,
         description="Of 'rded': pieces along a side, which are shuffled; crops are of at least 1/patches of the area. "
@@ -70,10 +72,10 @@ class Protocol(Model):
     )
     temperature: float = Field(1.0, gt=0, description="Divides the logits of teacher and student.")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="Decay of averaged weights, which are then tested; 0: none.")
-    evaluations: int = Field(10, ge=1, description="Equally spaced tests, the last after training; their best peeks.")
-    test_every: int | None = Field(None, ge=1, description="Test every so many epochs instead, and at the end.")
+    evaluations: Whole = Field(10, ge=1, description="Equally spaced tests, the last after training; their best peeks.")
+    test_every: Whole | None = Field(None, ge=1, description="Test every so many epochs instead, and at the end.")
     test_after: float = Field(0.0, ge=0, lt=1, description="With test_every: part of the epochs before the first.")
-    test_offset: int = Field(0, ge=0, description="With test_every: epochs by which the tests come later.")
+    test_offset: Whole = Field(0, ge=0, description="With test_every: epochs by which the tests come later.")
     reported: Literal["last", "best"] = Field("last", description="Which accuracy the protocol's papers report.")
     precision: Literal["fp32", "bf16"] = Field(
         "fp32",
@@ -203,7 +205,9 @@ def under(settings: dict[str, Any], given: Container[str]) -> dict[str, Any]:
 def family(network: str) -> str:
     """Kind of a network, as rates are given for: 'vgg' of 'vgg-11' and of 'timm:vgg11_bn'; 'other' if it is none."""
     name = NETWORKS[network][0] if network in NETWORKS else network
-    kinds = [kind for kind in FAMILIES if name.split(":")[-1].startswith(kind)]
+    # timm marks weights of TensorFlow so.
+    name = name.split(":")[-1].removeprefix("tf_")
+    kinds = [kind for kind in FAMILIES if name.startswith(kind)]
     return max(kinds, key=len) if kinds else "other"
 
 

@@ -310,12 +310,12 @@ def _foreign(
     std: Sequence[float],
 ) -> Trained:
     """A network with the weights of a file of torch.save."""
+    state = _state_dict(path)
     if network is None:
         raise WeightsError(
             f"{path}: a state dict does not say which network it is of; give the network and options, or "
             "make a teacher's file of it: diver teach --weights"
         )
-    state = _state_dict(path)
     channels, size = data.train_images.shape[1:3]
     trained = Trained(
         nn.Identity(), network, options, tuple(data.classes), channels, size, data.dataset, tuple(mean), tuple(std)
