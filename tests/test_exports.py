@@ -529,6 +529,11 @@ def test_our_students_that_are_not_there(tmp_path: Path) -> None:
         rank_set.our_accuracies(tmp_path / "results.csv", "xyz", {}, [])
     with pytest.raises(rank_set.RankError, match="no column 'stge1'"):
         rank_set.our_accuracies(tmp_path / "results.csv", "abc", {"stge1": "dm"}, [])
+    (tmp_path / "empty.csv").write_text("architecture,seed\n")
+    (tmp_path / "other.csv").write_text("set_digest,name\nabc,x\n")
+    for name, words in (("none.csv", "No such file"), ("empty.csv", "no students"), ("other.csv", "no column 'acc")):
+        with pytest.raises(rank_set.RankError, match=f"{name}: .*{words}"):
+            rank_set.our_accuracies(tmp_path / name, "abc", {}, [])
 
 
 def test_export_that_was_changed_is_refused(tmp_path: Path) -> None:
@@ -538,8 +543,14 @@ def test_export_that_was_changed_is_refused(tmp_path: Path) -> None:
     images, labels, rate, meta = rank_set.read_export(tmp_path)
     assert torch.equal(images, make().images) and rate is None and meta["digest"] == make().digest()
     torch.save(labels.flip(0), tmp_path / "labels.pt")
-    with pytest.raises(rank_set.RankError, match="export the set again"):
+    with pytest.raises(rank_set.RankError, match="export the set to a new folder"):
         rank_set.read_export(tmp_path)
+    less = json.dumps({key: value for key, value in meta.items() if key != "steps"})
+    for number, (name, content) in enumerate([("labels.pt", ""), ("meta.json", "{"), ("meta.json", less)]):
+        export_ddranking(make(), tmp_path / str(number))
+        (tmp_path / str(number) / name).write_text(content)
+        with pytest.raises(rank_set.RankError, match=f"{number}: damaged"):
+            rank_set.read_export(tmp_path / str(number))
 
 
 def test_torchvision_reads_the_batches_that_were_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

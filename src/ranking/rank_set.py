@@ -104,14 +104,19 @@ def our_accuracies(table: Path, digest: str, where: dict[str, str], theirs: Sequ
 
     Rows are those of the set's digest and on images at the test images' scale, if the table has both, and of `where`.
     """
-    with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    columns = rows[0].keys() if rows else []
+    try:
+        with table.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RankError(f"--ours {table}: no table of students ({error}); give one of diver evaluate --csv") from error
+    if not rows:
+        raise RankError(f"--ours {table}: has no students; give a table of diver evaluate --csv")
+    columns = rows[0].keys()
     # `diver evaluate` has one scale and so no column of it.
     fixed = {key: value for key, value in {"scale": "matched", "set_digest": digest}.items() if key in columns}
     wanted = {**fixed, **where}
-    if missing := sorted(set(wanted) - set(columns)):
-        raise RankError(f"{table}: no column {missing[0]!r}; columns: {', '.join(columns) or 'none'}")
+    if missing := sorted({*wanted, "architecture", "seed", "accuracy_last", "accuracy_best"} - set(columns)):
+        raise RankError(f"{table}: no column {missing[0]!r}; columns: {', '.join(columns)}")
     chosen = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
     if not chosen:
         asked = " ".join(f"{key}={value}" for key, value in wanted.items())
@@ -140,11 +145,16 @@ def read_export(folder: Path) -> tuple[Tensor, Tensor, float | None, dict[str, A
     missing = [name for name in ("meta.json", "images.pt", "labels.pt") if not (folder / name).is_file()]
     if missing:
         raise RankError(f"{folder}: no {missing[0]}; write it with: diver export SET --form ddranking --out {folder}")
-    meta = json.loads((folder / "meta.json").read_text())
-    images, labels = (torch.load(folder / name, weights_only=True) for name in ("images.pt", "labels.pt"))
-    expected = torch.arange(len(meta["classes"])).repeat_interleave(meta["ipc"])
-    if meta["form"] != "ddranking" or list(images.shape) != meta["shape"] or not torch.equal(labels, expected):
-        raise RankError(f"{folder}: the tensors are not those of meta.json; export the set again")
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        images, labels = (torch.load(folder / name, weights_only=True) for name in ("images.pt", "labels.pt"))
+        expected = torch.arange(len(meta["classes"])).repeat_interleave(meta["ipc"])
+        same = meta["form"] == "ddranking" and list(images.shape) == meta["shape"] and torch.equal(labels, expected)
+        whole = {"dataset", "digest", "labels", "lr", "steps"} <= meta.keys()
+    except Exception:  # damaged files raise nearly anything, and all of it means the same to the caller
+        same = whole = False
+    if not (same and whole):
+        raise RankError(f"{folder}: damaged, or not the tensors of meta.json; export the set to a new folder")
     return images, labels, meta["lr"], meta
 
 
