@@ -144,6 +144,11 @@ class Study(Model):
         for dataset, ipcs in self.ipc_of.items():
             if not ipcs or min(ipcs) < 1:
                 faults.append(f"ipc_of.{dataset}: at least one IPC, each at least 1")
+        lists: dict[str, list[Any]] = {"datasets": self.datasets, "ipc": self.ipc}
+        for key, given in (lists | {f"ipc_of.{dataset}": ipcs for dataset, ipcs in self.ipc_of.items()}).items():
+            twice = [str(one) for one in dict.fromkeys(given) if given.count(one) > 1]
+            if twice:
+                faults.append(f"{key}: {', '.join(twice)} is given twice; once is enough")
         for dataset, shards in self.shards_of.items():
             if shards < 1:
                 faults.append(f"shards_of.{dataset}: at least 1 (given: {shards})")
