@@ -12,7 +12,7 @@ rule distill_set:
         f"{BENCHMARKS}/distill/{{dataset}}-ipc{{ipc}}-{{stage1}}.tsv"
     wildcard_constraints:
         # Diffusion-native systems make theirs by synthesize_set.
-        stage1="|".join(name for name, entry in STUDY.distill.items() if not entry.is_native()) or "(?!)",
+        stage1="|".join(re.escape(name) for name, entry in STUDY.distill.items() if not entry.is_native()) or "(?!)",
     conda:
         "../envs/torch.yaml"
     threads: 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,11 @@ def edit(keys: str, value: Any) -> dict[str, Any]:
         ("teacher", None, ["herding needs a teacher", "`network:`", "`source:`"]),
         ("teacher", {"source": "timm:resnet18"}, ["distill.herding: a teacher of timm", "give the path"]),
         ("teacher/network", "convent", ["teacher", "convnet"]),
+        (
+            "recover/levels",
+            {"label": "L", "method": "predd", "sweep": {"by_ipc": [{2: [10, 15]}]}},
+            ["recover.levels.sweep: {2: [10, 15]} is no value for a name; make it an entry of its own"],
+        ),
         ("distill/full", {"label": "F", "method": "random"}, ["distill.full", "choose another"]),
     ],
 )
@@ -108,6 +114,18 @@ def test_faults_are_named_with_key_and_remedy(keys: str, value: Any, words: list
     assert message.startswith("study.yaml is refused")
     for word in words:
         assert word in message, message
+
+
+@pytest.mark.parametrize("name", ["c++", "{x}", "a/b", "..", "my set", "a\n"])
+@pytest.mark.parametrize("section", ["distill", "recover", "experts", "students/architectures"])
+def test_names_that_no_path_or_pattern_can_hold_are_refused(section: str, name: str) -> None:
+    content = raw()
+    at = content
+    for key in section.split("/"):
+        at = at.setdefault(key, {})
+    at[name] = {} if section == "experts" else dict(next(iter(at.values())))
+    with pytest.raises(ConfigError, match=re.escape(f"{section.replace('/', '.')}: {name!r} is no name; take letters")):
+        parse_study(content, "study.yaml")
 
 
 def test_a_protocol_without_its_teacher_is_refused_before_anything_runs() -> None:

@@ -187,6 +187,8 @@ def sweep_points(entries: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
             points = {name: entry}
         elif not isinstance(sweep, dict) or not all(isinstance(values, list) and values for values in sweep.values()):
             faults.append(f"recover.{name}.sweep: a setting with a list of values, as in {{gamma: [0.02, 0.1]}}")
+        elif nested := [one for values in sweep.values() for one in values if isinstance(one, list | dict)]:
+            faults.append(f"recover.{name}.sweep: {nested[0]} is no value for a name; make it an entry of its own")
         elif len({len(values) for values in sweep.values()}) > 1:
             faults.append(f"recover.{name}.sweep: the lists of {', '.join(sweep)} differ in length")
         else:

@@ -21,6 +21,8 @@ from diver.config.students import Architecture, Students, StudentsDeparture, Tea
 NONE = "none"
 # Names that stand for something in paths and tables.
 TAKEN = {"distill": "full", "recover": NONE}
+# Names are parts of paths, of the workflow's patterns and of its wildcards.
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 # Parts of the evaluation that may differ by dataset.
 _DEPARTING = ("protocol", "seeds", "architectures", "as_published")
 
@@ -145,7 +147,8 @@ class Study(Model):
             if not ipcs or min(ipcs) < 1:
                 faults.append(f"ipc_of.{dataset}: at least one IPC, each at least 1")
         lists: dict[str, list[Any]] = {"datasets": self.datasets, "ipc": self.ipc}
-        for key, given in (lists | {f"ipc_of.{dataset}": ipcs for dataset, ipcs in self.ipc_of.items()}).items():
+        lists |= {f"ipc_of.{dataset}": ipcs for dataset, ipcs in self.ipc_of.items()}
+        for key, given in lists.items():
             twice = [str(one) for one in dict.fromkeys(given) if given.count(one) > 1]
             if twice:
                 faults.append(f"{key}: {', '.join(twice)} is given twice; once is enough")
@@ -174,6 +177,7 @@ class Study(Model):
         refer("report.ladder_of", [self.report.ladder_of] if self.report.ladder_of else [], known["distill"])
         refer("report.phases_of", [self.report.phases_of] if self.report.phases_of else [], known["recover"])
         faults += self._table_faults()
+        faults += self._name_faults()
         for section, name in TAKEN.items():
             if name in getattr(self, section):
                 faults.append(f"{section}.{name}: the name stands for something else; choose another")
@@ -240,6 +244,19 @@ class Study(Model):
                     f"distill.{encoded[0]}: a teacher of timm{of} has no file; give the path of a network's file"
                 )
         return faults
+
+    def _name_faults(self) -> list[str]:
+        """Names of entries and architectures that no path or pattern can hold."""
+        named: dict[str, Mapping[str, Any]] = {key: getattr(self, key) for key in ("distill", "recover", "experts")}
+        named["students.architectures"] = self.students.architectures
+        for dataset, own in self.students_of.items():
+            named[f"students_of.{dataset}.architectures"] = own.architectures or {}
+        return [
+            f"{key}: {name!r} is no name; take letters, digits, '.', '_' and '-', a letter or digit first"
+            for key, names in named.items()
+            for name in names
+            if not re.fullmatch(NAME, name)
+        ]
 
     def _table_faults(self) -> list[str]:
         """What is wrong with the names of the report's tables and in them."""
