@@ -70,6 +70,7 @@ def edit(keys: str, value: Any) -> dict[str, Any]:
         ("recover/diver/applies_to", ["dn"], ["recover.diver.applies_to", "did you mean 'dm'"]),
         ("distill/dm/settings/iterations", 0, ["distill.dm", "iterations", "0"]),
         ("report/ladder", ["none", "inheritence"], ["report.ladder", "did you mean 'inheritance'"]),
+        ("report/phases_of", "vae", ["report.phases_of: vae is of vae; take one of method diver"]),
         ("students/as_published", {"dm": ["predd2"]}, ["students.as_published.dm", "did you mean 'predd'"]),
         ("ipc", ["ten"], ["ipc.0", "ten"]),
         ("ipc", [2, 1, 2], ["ipc: 2 is given twice; once is enough"]),
@@ -452,6 +453,34 @@ def test_more_patches_than_pixels_are_refused() -> None:
     content = edit("students/protocol", {"name": "soft-rded", "patches": 33})
     with pytest.raises(ConfigError, match="students.protocol.patches: 33 is more than the 32 pixels"):
         check_study(content, "study.yaml", ROOT, planning=True)
+
+
+@pytest.mark.parametrize(
+    ("entry", "settings", "words"),
+    [
+        ("recover/diver", {"t_r": 60}, "recover.diver.settings: t_r = 60: with respacing '50' it must lie in 0..50"),
+        ("recover/diver", {"t_f": 60}, "recover.diver.settings: t_f = 60: with respacing '50' it must lie in 0..49"),
+        ("recover/diver", {"sp_high": 80}, "recover.diver.settings: sp_high = 80: with respacing '50'"),
+        ("recover/diver", {"respacing": "20", "gamma": 0}, "t_f = 25: with respacing '20' it must lie in 0..19"),
+        ("recover/predd", {"by_ipc": {2: [60, 2]}}, "recover.predd.settings: forward_t = 60: with respacing '50'"),
+        ("recover/diver", {"respacing": "fifty"}, "respacing: 'fifty' is no chain; give a number from 2 on, as '50'"),
+        ("recover/diver", {"class_ids": [1, 2]}, "recover.diver.settings.class_ids: 2 given for the 10 classes"),
+        ("distill/d4m", {"class_ids": [1, 2]}, "distill.d4m.settings.class_ids: 2 given for the 10 classes"),
+        ("distill/d4m", {"respacing": "ddim1"}, "respacing: 'ddim1' is no chain"),
+    ],
+)
+def test_settings_outside_chain_or_classes_are_refused(entry: str, settings: dict[str, Any], words: str) -> None:
+    content = raw()
+    content["distill"]["d4m"] = {"label": "D4M", "method": "d4m"}
+    section, name = entry.split("/")
+    content[section][name]["settings"] = settings
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        check_study(content, "study.yaml", ROOT)
+    # No index is outside of what is not used.
+    content["distill"]["d4m"]["settings"] = {}
+    content["recover"]["diver"]["settings"] = {"respacing": "20", "start": "gaussian", "t_r": 20, "gamma": 0}
+    content["recover"]["predd"]["settings"] = {"by_ipc": {2: [2, 2], 10: [60, 60]}}
+    check_study(content, "study.yaml", ROOT)
 
 
 def test_soft_labels_that_no_method_of_the_study_makes_are_refused() -> None:

@@ -19,6 +19,7 @@ from diver.config.distill import NETWORKS, PIXELS, TEACHER
 from diver.config.networks import check_options
 from diver.config.prior import PriorChoice
 from diver.config.protocols import by_ipc
+from diver.config.recover import SETTINGS
 from diver.config.study import NONE, Study, examine, refusal
 from diver.config.text import ATTRIBUTES, MODEL
 from diver.data.spec import DatasetSpec, FolderSource, SpecError, load_dataset_spec
@@ -110,6 +111,13 @@ def _faults(study: Study, datasets: dict[str, DatasetSpec], root: Path) -> Itera
                     f"recover.{stage2}.settings.tiles: {settings['tiles']} does not divide the {known[uneven[0]]} "
                     f"pixels of {', '.join(uneven)}; take a divisor, 2 for NCFM"
                 )
+            for name in known:
+                yield from _class_faults(f"recover.{stage2}", settings, datasets[name])
+            for ipc in {ipc for _, ipc in places}:
+                try:
+                    SETTINGS[entry.method](**settings).require_levels(ipc)
+                except ValueError as fault:
+                    yield f"recover.{stage2}.settings: {fault}"
             learned = settings.get("sg_sigma") == "learned" and settings["sg_inject"] == "sample" and settings["gamma"]
             if places and learned and learns_variance(study.prior, root) is False:
                 yield (
@@ -117,6 +125,16 @@ def _faults(study: Study, datasets: dict[str, DatasetSpec], root: Path) -> Itera
                     f"{study.prior.source} has none; set settings: {{sg_sigma: posterior}}, or take a DiT as "
                     "prior.source"
                 )
+
+
+def _class_faults(key: str, settings: dict[str, Any], spec: DatasetSpec) -> Iterator[str]:
+    """Settings that do not name a class of the prior for each of a dataset's."""
+    given = settings.get("class_ids")
+    if given is not None and len(given) != len(spec.classes):
+        yield (
+            f"{key}.settings.class_ids: {len(given)} given for the {len(spec.classes)} classes of {spec.name}; give "
+            "one for each, or leave them out"
+        )
 
 
 def _network_faults(study: Study, datasets: dict[str, DatasetSpec]) -> Iterator[str]:
@@ -164,6 +182,7 @@ def _network_faults(study: Study, datasets: dict[str, DatasetSpec]) -> Iterator[
                 except ValueError:
                     # Told by the study itself.
                     continue
+                yield from _class_faults(f"distill.{stage1}", settings, spec)
                 if (depth := settings.get("depth")) is not None:
                     asked[f"distill.{stage1}"] = ("convnet", {"depth": depth})
                 if (name := settings.get("experts")) in study.all_experts():

@@ -1,13 +1,24 @@
 """What every settings model shares."""
 
 import difflib
+import re
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 # Methods multiply a seed by a million or so for the parts of a run, and torch takes 63 bits.
 LAST_SEED = 2**40
 Seed = Annotated[int, Field(ge=0, le=LAST_SEED)]
+
+
+def _levels(respacing: str) -> str:
+    if not re.fullmatch(r"(ddim)?[0-9]+", respacing) or int(respacing.removeprefix("ddim")) < 2:
+        raise ValueError(f"{respacing!r} is no chain; give a number from 2 on, as '50', or with 'ddim' before it")
+    return respacing
+
+
+# How many there may be depends on the prior.
+Respacing = Annotated[str, AfterValidator(_levels)]
 
 
 class ConfigError(ValueError):

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from diver.config.base import Model, Seed
+from diver.config.base import Model, Respacing, Seed
 
 
 class RecoverConfig(Model):
@@ -38,17 +38,30 @@ class RecoverConfig(Model):
         description="The prior's class for each class of the set; by name when left out, by order without names.",
     )
 
+    def require_levels(self, ipc: int) -> None:
+        """Raise ValueError for a level outside the chain, at an IPC."""
+
 
 class ChainConfig(RecoverConfig):
     """Settings of a reverse chain."""
 
-    respacing: str = Field("50", description="Levels of the chain: '50' spans the whole schedule, 'ddim50' strides it.")
+    respacing: Respacing = Field(
+        "50", description="Levels of the chain: '50' spans the whole schedule, 'ddim50' strides it."
+    )
     cfg_scale: float = Field(4.0, ge=0, description="Classifier-free guidance scale; 1 is off.")
     cfg_channels: int | None = Field(
         None,
         ge=1,
         description="Guide only the first so many latent channels; DiT-XL/2's released sampler guides 3 of 4.",
     )
+
+    def length(self) -> int:
+        """Levels of the chain."""
+        return int(self.respacing.removeprefix("ddim"))
+
+    def _require(self, key: str, value: int, limit: int) -> None:
+        if not 0 <= value <= limit:
+            raise ValueError(f"{key} = {value}: with respacing {self.respacing!r} it must lie in 0..{limit}")
 
 
 class VAEConfig(RecoverConfig):
@@ -73,6 +86,11 @@ class PReDDConfig(ChainConfig):
 
     def levels(self, ipc: int) -> tuple[int, int]:
         return self.by_ipc.get(ipc, (self.forward_t, self.reverse_t))
+
+    def require_levels(self, ipc: int) -> None:
+        forward_t, reverse_t = self.levels(ipc)
+        self._require("forward_t", forward_t, self.length() - 1)
+        self._require("reverse_t", reverse_t, self.length())
 
 
 class DIVERConfig(ChainConfig):
@@ -118,6 +136,13 @@ class DIVERConfig(ChainConfig):
     def window(self) -> tuple[int, int]:
         """Guidance window as indices from 0, both ends included."""
         return self.sp_low - self.index_base, self.sp_high - self.index_base
+
+    def require_levels(self, ipc: int) -> None:
+        if self.start == "inherit":
+            self._require("t_f", self.t_f - self.index_base, self.length() - 1)
+        self._require("t_r", self.t_r, self.length())
+        if self.gamma:
+            self._require("sp_high", self.window()[1], self.length() - 1)
 
     @model_validator(mode="after")
     def _window(self) -> Self:

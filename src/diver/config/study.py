@@ -176,6 +176,9 @@ class Study(Model):
         refer("report.gallery", self.report.gallery, known2)
         refer("report.ladder_of", [self.report.ladder_of] if self.report.ladder_of else [], known["distill"])
         refer("report.phases_of", [self.report.phases_of] if self.report.phases_of else [], known["recover"])
+        phases = self.recover.get(self.report.phases_of or "")
+        if phases is not None and phases.method != "diver":
+            faults.append(f"report.phases_of: {self.report.phases_of} is of {phases.method}; take one of method diver")
         faults += self._table_faults()
         faults += self._name_faults()
         for section, name in TAKEN.items():

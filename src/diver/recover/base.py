@@ -30,10 +30,3 @@ def denoiser(prior: Prior, schedule: Schedule, condition: Tensor, config: ChainC
         return prior.denoise(state, schedule.level(k), condition, config.cfg_scale, config.cfg_channels)
 
     return denoise
-
-
-def require_index(key: str, value: int, schedule: Schedule, upper: int | None = None) -> None:
-    """Raise ValueError unless 0 <= value <= the last index (or `upper`)."""
-    limit = len(schedule) - 1 if upper is None else upper
-    if not 0 <= value <= limit:
-        raise ValueError(f"{key} = {value}: with this respacing it must lie in 0..{limit}")

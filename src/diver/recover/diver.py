@@ -21,7 +21,7 @@ from torchvision.transforms.functional import gaussian_blur
 from diver.config.recover import DIVERConfig
 from diver.prior.base import Prior
 from diver.prior.schedule import Schedule, respace
-from diver.recover.base import LatentMap, denoiser, encode, require_index
+from diver.recover.base import LatentMap, denoiser, encode
 from diver.recover.sampler import Guidance, KeyedNoise, Observer, add_noise, run_chain
 
 
@@ -37,19 +37,15 @@ class Chain:
 
     @classmethod
     def of(cls, prior: Prior, config: DIVERConfig) -> "Chain":
-        """Raises ValueError if an index is outside the schedule, or sigma is to be learned and the prior has none."""
+        """Raises ValueError if sigma is to be learned and the prior has none."""
         schedule = prior.schedule(config.respacing)
         t_f, (low, high) = config.t_f - config.index_base, config.window()
-        if config.start == "inherit":
-            require_index("t_f", t_f, schedule)
-        require_index("t_r", config.t_r, schedule, len(schedule))
-        if config.gamma:
-            require_index("sp_high", high, schedule)
-            if config.sg_sigma == "learned" and config.sg_inject == "sample" and not prior.learns_variance:
-                raise ValueError(
-                    f"sg_sigma 'learned' needs a network that predicts its variance, and {prior.name} has none; "
-                    "choose 'posterior'"
-                )
+        learned = config.sg_sigma == "learned" and config.sg_inject == "sample"
+        if config.gamma and learned and not prior.learns_variance:
+            raise ValueError(
+                f"sg_sigma 'learned' needs a network that predicts its variance, and {prior.name} has none; "
+                "choose 'posterior'"
+            )
         if config.level_by == "noise":
             reference = dit_schedule(config.respacing)
             t_f, low, high = (schedule.nearest(reference.alpha(k)) for k in (t_f, low, high))

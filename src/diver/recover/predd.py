@@ -4,19 +4,14 @@ from torch import Tensor
 
 from diver.config.recover import PReDDConfig
 from diver.prior.base import Prior
-from diver.recover.base import LatentMap, denoiser, encode, require_index
+from diver.recover.base import LatentMap, denoiser, encode
 from diver.recover.sampler import KeyedNoise, add_noise, run_chain
 
 
 def predd_map(prior: Prior, config: PReDDConfig, ipc: int) -> LatentMap:
-    """z = signal E(x) + noise level n at index forward_t, then reverse_t steps.
-
-    Raises ValueError if a level is outside the schedule.
-    """
+    """z = signal E(x) + noise level n at index forward_t, then reverse_t steps."""
     schedule = prior.schedule(config.respacing)
     forward_t, reverse_t = config.levels(ipc)
-    require_index("forward_t", forward_t, schedule)
-    require_index("reverse_t", reverse_t, schedule, len(schedule))
 
     def one(images: Tensor, condition: Tensor, noise: KeyedNoise) -> Tensor:
         clean = encode(images, prior, config, noise)

@@ -89,6 +89,7 @@ class Recovery:
             raise PriorError(
                 f"prior {prior.name} takes {prior.image_channels} channels, the set's images have {rows.channels}"
             )
+        config.require_levels(rows.ipc)
         self.rows, self.prior, self.config = rows, prior, config
         self.mapped: LatentMap = METHODS[method](prior, config, rows.ipc)
         self.table = prior.class_table(rows.classes, config.class_ids)

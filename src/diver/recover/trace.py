@@ -29,8 +29,8 @@ class Trace:
 
 def trace_diver(source: DistilledSet, prior: Prior, config: DIVERConfig) -> Trace:
     """The chain of the first image of each class, seen as its predicted clean image at every step."""
-    chain = Chain.of(prior, config)
     batch = Recovery(Rows.of(source), prior, "diver", config).load(range(0, len(source.images), source.ipc))
+    chain = Chain.of(prior, config)
     seen: list[tuple[int, Tensor]] = []
     with torch.inference_mode():
         chain.run(*batch, lambda k, clean, state: seen.append((k, prior.decode(clean).cpu())))

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from diver.config.base import Model, Seed
+from diver.config.base import Model, Respacing, Seed
 from diver.config.text import CaptionConfig, FeatureConfig
 
 
@@ -14,7 +14,9 @@ class NativeConfig(Model):
 
     seed: Seed = Field(1, description="Seed of all noise; each image draws from its own key under it.")
     batch: int = Field(50, ge=1, description="Images made together; the result does not depend on it beyond rounding.")
-    respacing: str = Field("50", description="Levels of the chain: '50' spans the whole schedule, 'ddim50' strides it.")
+    respacing: Respacing = Field(
+        "50", description="Levels of the chain: '50' spans the whole schedule, 'ddim50' strides it."
+    )
     cfg_scale: float = Field(4.0, ge=0, description="Classifier-free guidance scale; 1 is off.")
     cfg_channels: int | None = Field(
         None,

@@ -4,6 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from diver.config.base import Respacing
 from diver.config.native.base import LATENTS, Artefact, NativeConfig
 
 STATISTICS = Artefact("statistics", "entry")
@@ -26,7 +27,7 @@ INVERSION = {
 class D3HRConfig(NativeConfig):
     """Latents drawn from class statistics of inverted images, in the group that matches them best (D3HR)."""
 
-    respacing: str = Field("ddim50", description="Levels of the inversion and of the chain; D3HR's are strided.")
+    respacing: Respacing = Field("ddim50", description="Levels of the inversion and of the chain; D3HR's are strided.")
     level: int = Field(
         31,
         ge=1,

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from diver.config.base import Respacing
 from diver.config.native.base import LATENTS, Artefact, NativeConfig
 from diver.config.text import MergeConfig
 
@@ -22,7 +23,7 @@ CLUSTERED_BY = (
 class DualConfig(NativeConfig):
     """What EDITS and VLCP share: a prototype in pictures and one in words for each image of the set."""
 
-    respacing: str = Field(
+    respacing: Respacing = Field(
         "ddim50", description="Levels of the chain: '50' spans the whole schedule, 'ddim50' strides it."
     )
     cfg_scale: float = Field(10.0, ge=0, description="Classifier-free guidance scale; 1 is off.")
