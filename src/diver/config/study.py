@@ -91,6 +91,10 @@ class Study(Model):
         """Images per class of a dataset."""
         return self.ipc_of.get(dataset, self.ipc)
 
+    def _all_ipcs(self) -> list[str]:
+        """Images per class of any dataset, as names."""
+        return list(dict.fromkeys(str(ipc) for dataset in self.datasets for ipc in self.ipcs(dataset)))
+
     def places(self, entry: Restricted) -> Iterator[tuple[str, int]]:
         """Datasets and IPCs that an entry is for."""
         for dataset in self.datasets:
@@ -163,6 +167,7 @@ class Study(Model):
                 faults.append(f"{key}.ipc: {entry.ipc} is no IPC of its datasets, so it is for nothing")
         for name, one in self.distill.items():
             refer(f"distill.{name}.by_dataset", list(one.by_dataset), self.datasets)
+            refer(f"distill.{name}.by_ipc", list(map(str, one.by_ipc)), self._all_ipcs())
         for name, two in self.recover.items():
             refer(f"recover.{name}.applies_to", two.applies_to or [], known["distill"])
             refer(f"recover.{name}.by_stage1", list(two.by_stage1), known["distill"])
@@ -266,7 +271,7 @@ class Study(Model):
         architectures = [UNSEEN_MEAN, *self.all_architectures()]
         known = {
             "datasets": self.datasets,
-            "ipc": list(dict.fromkeys(str(ipc) for dataset in self.datasets for ipc in self.ipcs(dataset))),
+            "ipc": self._all_ipcs(),
             "stage1": list(self.distill),
             "stage2": [NONE, *self.recover],
             "architectures": architectures,
