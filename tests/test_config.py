@@ -466,6 +466,8 @@ def test_more_patches_than_pixels_are_refused() -> None:
         ("recover/predd", {"by_ipc": {2: [60, 2]}}, "recover.predd.settings: forward_t = 60: with respacing '50'"),
         ("recover/diver", {"respacing": "fifty"}, "respacing: 'fifty' is no chain; give a number from 2 on, as '50'"),
         ("recover/diver", {"class_ids": [1, 2]}, "recover.diver.settings.class_ids: 2 given for the 10 classes"),
+        ("recover/diver", {"cfg_channels": 99}, "cfg_channels: 99 is more than the 6 channels of the prior's latents"),
+        ("distill/d4m", {"cfg_channels": 7}, "distill.d4m.settings.cfg_channels: 7 is more than the 6 channels"),
         ("distill/d4m", {"class_ids": [1, 2]}, "distill.d4m.settings.class_ids: 2 given for the 10 classes"),
         ("distill/d4m", {"respacing": "ddim1"}, "respacing: 'ddim1' is no chain"),
     ],

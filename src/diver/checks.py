@@ -23,7 +23,7 @@ from diver.config.recover import SETTINGS
 from diver.config.study import NONE, Study, examine, refusal
 from diver.config.text import ATTRIBUTES, MODEL
 from diver.data.spec import DatasetSpec, FolderSource, SpecError, load_dataset_spec
-from diver.study import native_entries, prepared_path
+from diver.study import native_entries, prepared_path, prior_path
 
 SPECS = Path("config/datasets")
 # Values of a stage-1 method's network that are no file.
@@ -99,7 +99,7 @@ def _faults(study: Study, datasets: dict[str, DatasetSpec], root: Path) -> Itera
                 f"prior.source: none is shipped for {name}; name a directory or a hub's (facebook/DiT-XL-2-256 for "
                 "ImageNet's classes), or 'trained' to have one trained on the dataset"
             )
-    yield from _network_faults(study, datasets)
+    yield from _network_faults(study, datasets, root)
     for stage2, entry in study.recover.items():
         for stage1, made in study.distill.items():
             settings = entry.full(stage1)
@@ -112,7 +112,7 @@ def _faults(study: Study, datasets: dict[str, DatasetSpec], root: Path) -> Itera
                     f"pixels of {', '.join(uneven)}; take a divisor, 2 for NCFM"
                 )
             for name in known:
-                yield from _class_faults(f"recover.{stage2}", settings, datasets[name])
+                yield from _prior_faults(f"recover.{stage2}", settings, study, datasets[name], root)
             for ipc in {ipc for _, ipc in places}:
                 try:
                     SETTINGS[entry.method](**settings).require_levels(ipc)
@@ -127,17 +127,24 @@ def _faults(study: Study, datasets: dict[str, DatasetSpec], root: Path) -> Itera
                 )
 
 
-def _class_faults(key: str, settings: dict[str, Any], spec: DatasetSpec) -> Iterator[str]:
-    """Settings that do not name a class of the prior for each of a dataset's."""
+def _prior_faults(key: str, settings: dict[str, Any], study: Study, spec: DatasetSpec, root: Path) -> Iterator[str]:
+    """Settings that do not name a class of the prior for each of a dataset's, or guide channels that it lacks."""
     given = settings.get("class_ids")
     if given is not None and len(given) != len(spec.classes):
         yield (
             f"{key}.settings.class_ids: {len(given)} given for the {len(spec.classes)} classes of {spec.name}; give "
             "one for each, or leave them out"
         )
+    guided = settings.get("cfg_channels") or 0
+    channels = latent_channels(study, spec.name, root) if guided else None
+    if channels is not None and guided > channels:
+        yield (
+            f"{key}.settings.cfg_channels: {guided} is more than the {channels} channels of the prior's latents; lower "
+            "it, or leave it out to guide all"
+        )
 
 
-def _network_faults(study: Study, datasets: dict[str, DatasetSpec]) -> Iterator[str]:
+def _network_faults(study: Study, datasets: dict[str, DatasetSpec], root: Path) -> Iterator[str]:
     """Networks and augmentations that do not take the images of a dataset, and protocols that do not say its IPCs."""
     for dataset, spec in datasets.items():
         own, protocol = study.students_of.get(dataset), study.students_at(dataset).protocol
@@ -182,7 +189,7 @@ def _network_faults(study: Study, datasets: dict[str, DatasetSpec]) -> Iterator[
                 except ValueError:
                     # Told by the study itself.
                     continue
-                yield from _class_faults(f"distill.{stage1}", settings, spec)
+                yield from _prior_faults(f"distill.{stage1}", settings, study, spec, root)
                 if (depth := settings.get("depth")) is not None:
                     asked[f"distill.{stage1}"] = ("convnet", {"depth": depth})
                 if (name := settings.get("experts")) in study.all_experts():
@@ -208,6 +215,17 @@ def images_per_class(spec: DatasetSpec, root: Path = Path()) -> int | None:
     if spec.pictures is None or "least" not in spec.pictures.train.model_fields_set:
         return None
     return max(1, spec.pictures.train.least - spec.held_out)
+
+
+def latent_channels(study: Study, dataset: str, root: Path) -> int | None:
+    """Channels of the latents of a dataset's prior, as far as its settings or its files tell; None if they do not."""
+    if study.prior.source == "trained":
+        return study.prior.vae.latent_channels
+    try:
+        content = json.loads((root / prior_path(study, dataset) / "transformer/config.json").read_text())
+        return int(content["in_channels"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def learns_variance(prior: PriorChoice, root: Path = Path()) -> bool | None:
