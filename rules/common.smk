@@ -73,7 +73,7 @@ MADE_BY_RULE = STUDY.prior.source == "trained"
 
 
 wildcard_constraints:
-    dataset="|".join(STUDY.datasets),
+    dataset="|".join(map(re.escape, STUDY.datasets)),
     ipc=r"\d+",
     shard=r"\d+",
     shards=r"\d+",
@@ -288,7 +288,7 @@ def shard_classes(wildcards):
 
 def sharded(shards):
     """Pattern of the datasets whose sets are recovered in shards, or whole; one that nothing fits, if there is none."""
-    return "|".join(name for name in STUDY.datasets if (STUDY.shards_at(name) > 1) == shards) or "(?!)"
+    return "|".join(re.escape(name) for name in STUDY.datasets if (STUDY.shards_at(name) > 1) == shards) or "(?!)"
 
 
 def shard_files(wildcards):
