@@ -5,7 +5,7 @@ CORES ?= all
 CONFIG ?= config/default.yaml
 BIN := $(VENV)/bin
 RANKING ?= .venv-ddranking
-RESULTS = results/$(shell sed -n 's/^name: *\([A-Za-z0-9._-]*\).*/\1/p' $(CONFIG))
+RESULTS = results/$(shell sed -n 's/^name: *["'\'']*\([A-Za-z0-9._-]*\).*/\1/p' $(CONFIG))
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help

@@ -6,7 +6,7 @@ from snakemake.utils import min_version
 
 min_version("9.0")
 
-if "datasets" not in config:
+if not workflow.configfiles:
 
     configfile: "config/default.yaml"
 

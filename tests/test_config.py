@@ -69,7 +69,11 @@ def edit(keys: str, value: Any) -> dict[str, Any]:
         ("recover/diver/settings/sp_low", 45, ["recover.diver", "sp_low = 45", "window is empty"]),
         ("recover/diver/applies_to", ["dn"], ["recover.diver.applies_to", "did you mean 'dm'"]),
         ("distill/dm/settings/iterations", 0, ["distill.dm", "iterations", "0"]),
-        ("distill/dm/by_ipc", {50: {"iterations": 3}}, ["distill.dm.by_ipc: unknown '50'; valid names: 2"]),
+        (
+            "distill/dm/by_ipc",
+            {50: {"iterations": 3}},
+            ["by_ipc: 50 are none of the study's IPCs; give some of 2"],
+        ),
         ("report/ladder", ["none", "inheritence"], ["report.ladder", "did you mean 'inheritance'"]),
         ("report/phases_of", "vae", ["report.phases_of: vae is of vae; take one of method diver"]),
         ("students/as_published", {"dm": ["predd2"]}, ["students.as_published.dm", "did you mean 'predd'"]),

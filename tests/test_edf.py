@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from diver import graphs
 from diver.config.distill import EDFConfig, ExpertsConfig
-from diver.config.distill_presets import published
+from diver.config.distill_presets import published, published_experts
 from diver.data.prepared import Prepared
 from diver.distill import cam, edf, loop, trajectory
 from diver.distill.edf import distill_edf
@@ -623,5 +623,8 @@ def test_published_settings_are_those_of_each_subset() -> None:
         assert config.attention == ("imagenet" if dataset.startswith("image") else "none")
     assert EDFConfig(**published("edf", "imagesquawk", 50)).syn_rate == 0.005
     assert EDFConfig(**published("edf", "cifar10", 1)).first_max_start == 4
+    depths = {name: published_experts("edf-zca", name)["depth"] for name in ("cifar10", "cifar100", "tinyimagenet")}
+    assert depths == {"cifar10": 5, "cifar100": 3, "tinyimagenet": 4}
+    assert published_experts("edf", "imagewoof")["depth"] == 5
     with pytest.raises(ValueError, match="no published settings for IPC 10"):
         published("edf", "tinyimagenet", 10)

@@ -9,13 +9,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.parametrize("name", ["mine  # as this study is called", '"mine"', "'mine'"])
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make: the page's recipe is not tested")
-def test_page_is_made_again_when_what_it_shows_has_changed(tmp_path: Path) -> None:
+def test_page_is_made_again_when_what_it_shows_has_changed(tmp_path: Path, name: str) -> None:
     results, snakemake = tmp_path / "results/mine", tmp_path / "venv/bin/snakemake"
-    for name in ("tables/table_1.csv", "figures/ladder.png", "record/provenance.html"):
-        (results / name).parent.mkdir(parents=True)
-        (results / name).write_text(name)
-    (tmp_path / "mine.yaml").write_text("name: mine  # as this study is called\n")
+    for shown in ("tables/table_1.csv", "figures/ladder.png", "record/provenance.html"):
+        (results / shown).parent.mkdir(parents=True)
+        (results / shown).write_text(shown)
+    (tmp_path / "mine.yaml").write_text(f"name: {name}\n")
     snakemake.parent.mkdir(parents=True)
     snakemake.write_text('#!/bin/sh\necho made >>count\necho page >"$4"\n')
     snakemake.chmod(0o755)

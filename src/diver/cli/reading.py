@@ -48,8 +48,8 @@ DatasetOption = Annotated[
 RangeOption = Annotated[
     str,
     typer.Option(
-        help="Of a released set, what its numbers mean: auto, dataset (standardised as the dataset is), unit ([0, 1]) "
-        "or symmetric ([-1, 1]).",
+        help="Of a released set, what its numbers mean: auto, dataset (standardised as the form's codes do it), unit "
+        "([0, 1]) or symmetric ([-1, 1]).",
         autocompletion=completed(lambda: RANGES),
     ),
 ]
@@ -80,7 +80,7 @@ def guessed_dataset(path: Path) -> str:
         for name in names:
             spelt = re.sub(r"[-_]|(?<=[a-z])(?=[0-9])", "[-_ ]?", name)
             # imagenette2 is ImageNette; imagenet_d4m is not ImageNet-D.
-            last = "[0-9]" if name[-1].isdigit() else "[a-z0-9]" if name[-2] == "-" else "[a-z]"
+            last = "[0-9]" if name[-1].isdigit() else "[a-z0-9]" if name[-2:-1] == "-" else "[a-z]"
             if re.search(rf"(?<![a-z]){spelt}(?!{last})", text):
                 return name
     raise UserError(

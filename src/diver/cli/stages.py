@@ -159,6 +159,8 @@ def experts(
 ) -> None:
     """Train the experts that `diver distill mtt` and `edf` match. What was stopped goes on.
 
+    A folder with experts of other settings is refused.
+
     Example: diver experts --prepared data/prepared/cifar10.safetensors --folder experts --preset zca --set count=20
     """
     from diver.config.distill import ExpertsConfig

@@ -248,8 +248,8 @@ class ReleasedConfig(DistillConfig):
     )
     value_range: Literal["auto", "dataset", "unit", "symmetric"] = Field(
         "auto",
-        description="What its numbers mean: standardised with the dataset's mean and deviation, [0, 1] or [-1, 1]; "
-        "auto takes what the form stores, else what the values fit.",
+        description="What its numbers mean: standardised as the form's codes do the dataset, [0, 1] or [-1, 1]; auto "
+        "takes what the form stores, else what the values fit.",
     )
     factor: int | None = Field(
         None,

@@ -85,8 +85,8 @@ _EDF: dict[int, dict[str, Any]] = {
     10: _edf(40, 1e3, 200, 2, (10, 20), 0.25, 100, 0.9995),
     50: _edf(80, 1e3, 128, 5, (20, 40), 0.375, 200, 0.999, 2000),
 }
-# Where a subset departs from ImageNette; one that EDF's code has no settings for takes ImageNette's. ImageFruit's files
-# for IPC 1 and 10 are copies of that for 50, down to the IPC, and are left out.
+# Where a subset departs from ImageNette. Those of ours that EDF's code has no settings for take ImageNette's, as does
+# ImageFruit at IPC 1 and 10, whose files have IPC 50's settings but for three, and even its IPC.
 _EDF_50 = {"learning_rate": 100.0, "threshold": 1.1, "interval": 100}
 _EDF_SUBSETS: Table = {
     "imagewoof": {
@@ -140,6 +140,9 @@ _EDF_WHITE: Table = {
     "cifar100": {1: _datm(1e3, 10, (20, 30), 1.0, 0.9995, epochs=3)},
     "tinyimagenet": {1: _datm(1e4, 10, (15, 20), 1.0, 0.9995, 2000, rate=1e-4)},
 }
+
+# Of their experts' ConvNet, where it is not the usual one.
+_EDF_DEPTH = {"cifar10": 5}
 
 _SRE2L: Table = {
     "cifar10": {ANY: {"iterations": 1000, "crop": False, "flip": False, "jitter": 4}},
@@ -234,4 +237,5 @@ def published_experts(name: str, dataset: str) -> dict[str, Any]:
     """Settings of the experts that a published setting names. Raises ValueError for another name."""
     if name not in EXPERTS:
         raise ValueError(f"unknown experts {name!r}; {nearest(name, list(EXPERTS))}")
-    return {**EXPERTS[name], "depth": DEPTH.get(family(dataset), 3)}
+    depth = _EDF_DEPTH.get(_whole(dataset)) if name == "edf-zca" else None
+    return {**EXPERTS[name], "depth": depth or DEPTH.get(family(dataset), 3)}

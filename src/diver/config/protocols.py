@@ -8,7 +8,7 @@ value and are named in the output when they are on.
 from collections.abc import Container
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from diver.config.augment import VIEWS, check_augmentation
 from diver.config.base import Model, nearest
@@ -17,8 +17,16 @@ from diver.config.networks import OPTIONS
 from diver.config.networks import PRESETS as NETWORKS
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-# Not true, which would be 1.
-Whole = Annotated[int, Field(strict=True)]
+
+
+def _number(value: Any) -> Any:
+    """Not true, which would be 1."""
+    if isinstance(value, bool):
+        raise ValueError("true and false are no numbers")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_number)]
 # None: nothing is said up to this IPC.
 ByIpc = Whole | dict[int, Whole | None]
 # Kinds of networks that a rate may be given for; Swin is a library's.
@@ -218,7 +226,8 @@ def by_ipc(value: ByIpc, ipc: int, key: str) -> int:
     bounds = [bound for bound in value if bound >= ipc]
     number = value[min(bounds)] if bounds else None
     if number is None:
-        raise ValueError(f"{key}: no entry for IPC {ipc}; add one (given: {value})")
+        known = ", ".join(str(bound) for bound, one in value.items() if one is not None)
+        raise ValueError(f"{key}: no entry for IPC {ipc}; add one (there is one for {known})")
     return number
 
 

@@ -59,9 +59,10 @@ class ChainConfig(RecoverConfig):
         """Levels of the chain."""
         return int(self.respacing.removeprefix("ddim"))
 
-    def _require(self, key: str, value: int, limit: int) -> None:
-        if not 0 <= value <= limit:
-            raise ValueError(f"{key} = {value}: with respacing {self.respacing!r} it must lie in 0..{limit}")
+    def _require(self, key: str, value: int, limit: int, first: int = 0) -> None:
+        if not first <= value <= first + limit:
+            span = f"{first}..{first + limit}"
+            raise ValueError(f"{key} = {value}: with respacing {self.respacing!r} it must lie in {span}")
 
 
 class VAEConfig(RecoverConfig):
@@ -139,10 +140,10 @@ class DIVERConfig(ChainConfig):
 
     def require_levels(self, ipc: int) -> None:
         if self.start == "inherit":
-            self._require("t_f", self.t_f - self.index_base, self.length() - 1)
+            self._require("t_f", self.t_f, self.length() - 1, self.index_base)
         self._require("t_r", self.t_r, self.length())
         if self.gamma:
-            self._require("sp_high", self.window()[1], self.length() - 1)
+            self._require("sp_high", self.sp_high, self.length() - 1, self.index_base)
 
     @model_validator(mode="after")
     def _window(self) -> Self:

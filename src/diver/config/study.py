@@ -167,7 +167,9 @@ class Study(Model):
                 faults.append(f"{key}.ipc: {entry.ipc} is no IPC of its datasets, so it is for nothing")
         for name, one in self.distill.items():
             refer(f"distill.{name}.by_dataset", list(one.by_dataset), self.datasets)
-            refer(f"distill.{name}.by_ipc", list(map(str, one.by_ipc)), self._all_ipcs())
+            if one.by_ipc and not {*map(str, one.by_ipc)} & {*self._all_ipcs()}:
+                there, asked = ", ".join(map(str, one.by_ipc)), ", ".join(self._all_ipcs())
+                faults.append(f"distill.{name}.by_ipc: {there} are none of the study's IPCs; give some of {asked}")
         for name, two in self.recover.items():
             refer(f"recover.{name}.applies_to", two.applies_to or [], known["distill"])
             refer(f"recover.{name}.by_stage1", list(two.by_stage1), known["distill"])

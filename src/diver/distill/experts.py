@@ -209,9 +209,9 @@ def train_experts(
 ) -> Path:
     """Train the experts `numbers` (all of config.count) that are not in the folder yet; the path of the manifest.
 
-    Experts of the same settings but `count`, data and code are kept; others are made anew, or without `replace`
-    refused (ExpertsError), for they may have taken hours. The manifest is written when
-    all of config.count are there, so that jobs may share the work. Images are standardised, or with config.zca white.
+    Experts of the same settings but `count`, data and code are kept; others are made anew, or without `replace` refused
+    (ExpertsError), for they may have taken hours. The manifest is written when all of config.count are there, so that
+    jobs may share the work. Images are standardised, or with config.zca white.
     progress: called with (epochs done, all epochs of this call, a note). workers: experts trained at a time on a CPU.
     Raises ValueError for numbers that are no experts or an impossible network, FloatingPointError if weights stop being
     finite.

@@ -55,7 +55,8 @@ class Run:
             return
         if header.get("key") != self.key:
             done = header.get("done")
-            print(f"{self.method}: {self.folder} holds {done} iterations of other settings, data or code: begins anew")
+            told = f"{self.folder} holds {done} iterations of other settings, data, code, torch or device"
+            print(f"{self.method}: {told}: begins anew", flush=True)
             return
         with torch.no_grad():
             for name, tensor in self.state.items():

@@ -17,7 +17,7 @@ FORMS = {
     "ncfm": "a file data_N.pt with [images, labels], or a folder of them (NCFM)",
     "glad": "a folder with images_best.pt or images_00000.pt and labels likewise (GLaD)",
     "folder": "a folder of image files for each class (SRe2L, RDED, D4M, Minimax, and our png)",
-    "ddranking": "a folder with images.pt, labels.pt, and perhaps soft.pt, lr.pt and meta.json (DD-Ranking)",
+    "ddranking": "a folder with images.pt, and perhaps labels.pt, soft.pt, lr.pt and meta.json (DD-Ranking)",
     "dcbench": "a file ..._images.pt beside ..._labels.pt (DC-BENCH's random and k-means sets)",
     "own": "a distilled set of ours (safetensors)",
 }
