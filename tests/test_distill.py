@@ -223,7 +223,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     # What is finished is not done again, and the state of other settings or code is not taken.
     for code, told in (
         ("abc", "goes on after iteration 6"),
-        ("other", "holds 6 iterations of other settings, data or"),
+        ("other", "holds 6 iterations of other settings, data, code"),
     ):
         METHODS["dm"](data, 2, config, code=code, progress=quiet, folder=tmp_path)
         assert told in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Minimax Diffusion: its two terms and memories, DiffFit's parameters, the fine-tuned prior as a directory."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from diver.config.native import LatentsConfig
 from diver.config.native.minimax import MinimaxConfig
-from diver.config.prior import DiTTraining
+from diver.config.prior import DiTTraining, PriorOptions
 from diver.config.recover import RawConfig
 from diver.data.prepared import Prepared
 from diver.prior.base import Prior, PriorError
@@ -341,7 +342,9 @@ def test_the_product_is_a_prior_like_any_other(source: str, latents: Latents, da
     named = {str(number): name for number, name in enumerate(data.classes)}
     write_labels(Path(source), named)
     prior = tuned(source, latents, data, settings())
-    write_tuned(prior, None, tmp_path / "tuned", {"tuned_parameters": 1, "latents": 36})
+    # As one that was given by a path from elsewhere.
+    prior.name = "elsewhere/prior"
+    write_tuned(prior, tmp_path / "tuned", {"tuned_parameters": 1, "latents": 36})
     read, found = read_tuned(tmp_path / "tuned", prior)
     given = (normal(3, 4, 4, 4), prior.schedule("50").level(30), torch.arange(3), 4.0)
     torch.testing.assert_close(read.denoise(*given).noise, prior.denoise(*given).noise)
@@ -363,6 +366,13 @@ def test_the_product_is_a_prior_like_any_other(source: str, latents: Latents, da
     (tmp_path / "tuned" / FACTS).unlink()
     with pytest.raises(PriorError, match=r"minimax\.json: no record of a fine-tuned prior"):
         read_tuned(tmp_path / "tuned", prior)
+
+
+def test_names_of_two_classes_stand_for_neither(source: str, tmp_path: Path) -> None:
+    named = Path(shutil.copytree(source, tmp_path / "named"))
+    write_labels(named, {"0": "crane", "1": "goldfish, fish", "2": "crane"})
+    prior = load_prior(named)
+    assert isinstance(prior, DiTPrior) and prior.labels == {"goldfish, fish": 1, "goldfish": 1, "fish": 1}
 
 
 def test_shared_embedders_are_written_to_every_block(source: str) -> None:
@@ -391,6 +401,8 @@ def test_other_priors_and_diverging_losses_are_refused(source: str, latents: Lat
 
     with pytest.raises(PriorError, match="another: Minimax fine-tunes class-conditional transformers"):
         Tuning(Other(), settings(), 3, torch.arange(3))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="loses most steps to rounding; read it with precision: fp32"):
+        Tuning(load_prior(source, PriorOptions(precision="bf16")), settings(), 3, torch.arange(3))
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
         tuned(source, latents, data, settings(learning_rate=1e30, steps=20))
 

@@ -1,5 +1,6 @@
 """Stage 2 over whole sets: pieces, streaming, resuming, shards, memory that runs out."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,24 @@ def test_killed_recovery_goes_on_after_its_last_batch(
     recover_file(odd_file, out, tiny_prior, "diver", FAST)
     assert f"after image {rows} of 9" in capsys.readouterr().out
     assert out.read_bytes() == undisturbed.read_bytes()
+
+
+def test_rows_of_a_prior_that_was_replaced_are_not_continued(
+    tiny_prior: Prior, odd_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: list[str] = []
+
+    def kept(out: Path, head: DistilledSet, shape: tuple[int, ...], key: str) -> None:
+        keys.append(key)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "RowWriter", kept)
+    replaced = copy.copy(tiny_prior)
+    replaced.files = [(name, size, time + 1) for name, size, time in tiny_prior.files]
+    for prior in (tiny_prior, tiny_prior, replaced):
+        with pytest.raises(KeyboardInterrupt):
+            recover_file(odd_file, odd_file.with_name("out.safetensors"), prior, "diver", FAST)
+    assert tiny_prior.files and keys[0] == keys[1] != keys[2]
 
 
 def test_rows_of_other_settings_are_not_continued(tiny_prior: Prior, odd_file: Path, tmp_path: Path) -> None:

@@ -291,6 +291,14 @@ def test_trace_ends_in_the_recovered_image(tiny_prior: Prior, tiny_set: Distille
     assert torch.allclose(trace.images[-1], recovered, atol=1e-5)
 
 
+def test_trace_of_tiles_has_whole_images(tiny_prior: Prior, tiny_set: DistilledSet) -> None:
+    config = DIVERConfig(tiles=2)
+    trace = trace_diver(tiny_set, tiny_prior, config)
+    recovered = recover(tiny_set, tiny_prior, "diver", config.model_copy(update={"output_size": 32}))
+    assert trace.images.shape[1:] == (3, 3, 32, 32)
+    assert torch.allclose(trace.images[-1], recovered.images[:: tiny_set.ipc], atol=1e-5)
+
+
 def test_anchor_controls_change_the_anchor_and_nothing_else(tiny_prior: Prior, tiny_set: DistilledSet) -> None:
     plain, blurred, noisy = (
         recover(tiny_set, tiny_prior, "diver", DIVERConfig(**settings)).images

@@ -1,6 +1,7 @@
 """`diver synthesize`: a set and its preparations by one command, on the tiny prior."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -85,9 +86,33 @@ def test_what_was_prepared_is_taken_again_unless_settings_changed(
     assert asked == ["latents", "prototypes"] and out.exists()
     assert run(monkeypatch, *command, "--share", "latents.per_class=5") == 0
     assert asked == ["latents", "prototypes"] * 2
+    # Nor is what was made of other files.
+    os.utime(tmp_path / "prior/vae/config.json", (1, 1))
+    assert run(monkeypatch, *command, "--share", "latents.per_class=5") == 0
+    assert asked == ["latents", "prototypes"] * 3
     # A file that is given is not made.
     assert run(monkeypatch, *command, "--artefact", f"latents={latents}", "--folder", str(tmp_path / "other")) == 0
-    assert asked[4:] == ["prototypes"] and not (tmp_path / "other/latents.npy").exists()
+    assert asked[6:] == ["prototypes"] and not (tmp_path / "other/latents.npy").exists()
+
+
+def test_minimax_tunes_in_full_precision_whatever_samples(
+    monkeypatch: pytest.MonkeyPatch, files: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "set.safetensors"
+    given = ["respacing=4", "steps=1", "tuning_batch=4", "memory=2"]
+    options = [part for one in given for part in ("--set", one)]
+    command = ["synthesize", "minimax", *files, "--out", str(out), "--prior-set", "precision=bf16", *options]
+    assert run(monkeypatch, *command) == 0
+    assert DistilledSet.read(out).steps[0].parameters["prior_facts"]["precision"] == "bf16"
+
+
+def test_data_are_not_written_over(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], files: list[str], tmp_path: Path
+) -> None:
+    before = Path(files[1]).read_bytes()
+    assert run(monkeypatch, "synthesize", "d4m", *files, "--out", files[1]) == 2
+    assert "is what is read, and would be lost" in capsys.readouterr().err
+    assert Path(files[1]).read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ wildcards, params, output = snakemake.wildcards, snakemake.params, snakemake.out
 with step_log(
     snakemake.log[0], snakemake.threads, f"fine-tuning of {wildcards.stage1}", snakemake.resources.gpu
 ) as progress:
-    # Compiled blocks keep what they were compiled for; training changes it.
-    prior = load_placed(params.prior, {**params.options, "compile": False}, snakemake.input)
+    # Compiled blocks keep what they were compiled for, and in half precision steps would be lost to rounding.
+    prior = load_placed(params.prior, {**params.options, "compile": False, "precision": "fp32"}, snakemake.input)
     data = Prepared.read(snakemake.input.prepared)
     checkpoint = Path(params.checkpoint)
     found, curve = finetune(
@@ -32,6 +32,6 @@ with step_log(
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         writer.writerows(curve)
-    write_tuned(prior, params.options["revision"], Path(output.index).parent, found)
+    write_tuned(prior, Path(output.index).parent, found)
     # What a killed run goes on from is of no more use.
     checkpoint.unlink(missing_ok=True)

@@ -5,11 +5,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diver.cli.common import RUN, Settings, UserError, apart, completed, faults, known, mendable, options_of, settings
+from diver.cli.common import (
+    RUN,
+    Settings,
+    UserError,
+    apart,
+    completed,
+    faults,
+    known,
+    mendable,
+    options_of,
+    settings,
+    writable,
+)
 from diver.cli.stages import PRIOR, PUBLISHED, PriorOption, _loaded, _native_names
 
 if TYPE_CHECKING:
     from diver.config.native import Preparations
+    from diver.prior.base import Prior
 
 
 def _shared(pairs: list[str] | None) -> "Preparations":
@@ -106,11 +119,17 @@ def synthesize(
     from diver.recover.preparing import prepare
     from diver.recover.systems import SYSTEMS
 
+    if until is None:
+        writable(out, prepared, *given.values())
     kept = folder or out.with_suffix(RUN)
     apart(kept, out)
     data = Prepared.read(prepared)
+
+    def load(**changed: Any) -> "Prior":
+        return _loaded(prior, options.model_copy(update=changed))
+
     with mendable():
-        loaded, made = prepare(system, data, ipc, lambda: _loaded(prior, options), config, shared, kept, given, until)
+        loaded, made = prepare(system, data, ipc, load, config, shared, kept, given, until)
         if until is None:
             progress = reporter(system, every=5)
             SYSTEMS[system](data, ipc, loaded, config, artefacts=made, progress=progress, folder=kept).write(out)

@@ -4,7 +4,7 @@ import difflib
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 # Methods multiply a seed by a million or so for the parts of a run, and torch takes 63 bits.
 LAST_SEED = 2**40
@@ -17,8 +17,10 @@ def _levels(respacing: str) -> str:
     return respacing
 
 
-# How many there may be depends on the prior.
-Respacing = Annotated[str, AfterValidator(_levels)]
+# How many there may be depends on the prior. A number is one as YAML reads it.
+Respacing = Annotated[
+    str, BeforeValidator(lambda value: str(value) if type(value) is int else value), AfterValidator(_levels)
+]
 
 
 class ConfigError(ValueError):

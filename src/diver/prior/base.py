@@ -43,6 +43,13 @@ def load_part(kind: type[Any], root: Path, subfolder: str | None, **settings: An
         ) from error
 
 
+def stamps(root: Path) -> list[tuple[str, int, int]]:
+    """Name, bytes and time of change of a file or of a folder's files, which tell them from what took their places."""
+    files = sorted(file for file in root.rglob("*") if file.is_file()) if root.is_dir() else [root]
+    found = [(file, file.stat()) for file in files if file.exists()]
+    return [(str(file.relative_to(root)), stat.st_size, stat.st_mtime_ns) for file, stat in found]
+
+
 @dataclass(frozen=True)
 class Denoised:
     """What the network says about a noisy latent.
@@ -69,9 +76,16 @@ class Prior(ABC):
     network: torch.nn.Module
     name: str
     facts: dict[str, Any] = field(default_factory=dict)
+    # Where it was read from, and the files there; not part of what a set records.
+    root: Path | None = None
+    files: list[tuple[str, int, int]] = field(default_factory=list)
     # Images that the autoencoder handles at once; None leaves it to the batch.
     vae_chunk: int | None = None
     _null: Tensor | None = field(default=None, init=False, repr=False)
+
+    def identity(self) -> list[Any]:
+        """What tells this prior from another on this machine, as JSON: work that was stopped goes on with the same."""
+        return [self.name, self.facts, self.files]
 
     @property
     @abstractmethod

@@ -11,7 +11,7 @@ from diffusers.utils import logging as diffusers_logging
 
 from diver.config.prior import PriorOptions
 from diver.places import placed
-from diver.prior.base import Prior, PriorError, load_part
+from diver.prior.base import Prior, PriorError, load_part, stamps
 from diver.prior.checkpoint import load_checkpoint
 from diver.prior.classes import read_labels
 from diver.prior.dit import DiTPrior, SiTPrior, compute_as_published, embed_once, share_embedders
@@ -38,6 +38,8 @@ def load_prior(
     family = _family(root, options.family)
     known = KNOWN.get(source) if revision else None
     facts: dict[str, Any] = {"prior": source, "family": family, "precision": options.precision}
+    # What else changes images, where it was asked for.
+    facts |= options.model_dump(include={"dit_arithmetic", "prompt", "negative_prompt"}, exclude_defaults=True)
     if revision:
         facts["revision"] = revision
     if options.sha256:
@@ -45,14 +47,19 @@ def load_prior(
     elif known and revision == known.revision:
         facts["sha256"] = verify(root, known.sha256, source, required=False)
     autoencoder = options.autoencoder or (DEFAULT_AUTOENCODER if root.is_file() else None)
-    vae = _autoencoder(autoencoder, options, facts) if autoencoder else load_part(_vae_class(root), root, "vae")
+    files = stamps(root)
+    if autoencoder:
+        vae, place = _autoencoder(autoencoder, options, facts)
+        files += stamps(place)
+    else:
+        vae = load_part(_vae_class(root), root, "vae")
     if family == "stable-diffusion":
         from diver.prior.stable_diffusion import load_stable_diffusion
 
         prior: Prior = load_stable_diffusion(root, vae, source, options)
     else:
         prior = _transformer(root, vae, source, family, options, known is not None and known.as_published)
-    prior.facts, prior.vae_chunk = facts, options.vae_chunk
+    prior.facts, prior.vae_chunk, prior.root, prior.files = facts, options.vae_chunk, root, files
     return _placed(prior, options, device or best_device())
 
 
@@ -109,7 +116,8 @@ def _vae_class(root: Path, subfolder: str = "vae") -> type[Any]:
     return kinds[name]
 
 
-def _autoencoder(source: str, options: PriorOptions, facts: dict[str, Any]) -> Any:
+def _autoencoder(source: str, options: PriorOptions, facts: dict[str, Any]) -> tuple[Any, Path]:
+    """An autoencoder of its own, and where it is; `facts` has it too."""
     root, revision = fetch(source, options.autoencoder_revision)
     facts["autoencoder"] = source
     known = KNOWN.get(source)
@@ -117,7 +125,7 @@ def _autoencoder(source: str, options: PriorOptions, facts: dict[str, Any]) -> A
         facts["autoencoder_revision"] = revision
     if known and revision == known.revision:
         facts["autoencoder_sha256"] = verify(root, known.sha256, source, required=False)
-    return load_part(_vae_class(root, ""), root, None)
+    return load_part(_vae_class(root, ""), root, None), root
 
 
 def _transformer(
@@ -151,10 +159,17 @@ def _transformer(
 
 
 def _labels(root: Path) -> dict[str, int] | None:
-    """Class of each name, where the pipeline's index lists them: one, or several that are separated by commas."""
+    """Class of each name, where the pipeline's index lists them: one, or several that are separated by commas.
+
+    A name of two classes, as ImageNet's crane is the bird and the machine, stands for neither.
+    """
     if (listed := read_labels(root)) is None:
         return None
-    return {name.strip(): int(i) for i, names in listed.items() for name in (str(names), *str(names).split(","))}
+    found: dict[str, set[int]] = {}
+    for i, names in listed.items():
+        for name in (str(names), *str(names).split(",")):
+            found.setdefault(name.strip(), set()).add(int(i))
+    return {name: next(iter(classes)) for name, classes in found.items() if len(classes) == 1}
 
 
 def _placed(prior: Prior, options: PriorOptions, device: str | torch.device) -> Prior:

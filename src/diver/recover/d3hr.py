@@ -95,7 +95,7 @@ def class_statistics(
     finished, before, moments = 0, 0, []
     for c in classes:
         mine = inverted_members(latents, c, config)
-        about = [settings, prior.name, prior.facts, data.dataset, c, tensors_digest({"latents": mine}), code]
+        about = [settings, prior.identity(), data.dataset, c, tensors_digest({"latents": mine}), code]
         path = None if folder is None else folder / f"class-{c:05}.safetensors"
         run = _ClassRun((len(levels), size), prior.device, path, canonical_json([*about, torch.__version__]))
         before += run.moments.count

@@ -18,7 +18,6 @@ from diver.config.prior import PriorOptions
 from diver.data.prepared import Prepared
 from diver.prior.base import Prior, PriorError, load_part
 from diver.prior.classes import read_labels, write_labels
-from diver.prior.hub import fetch
 from diver.prior.load import load_prior
 from diver.progress import Progress
 from diver.recover.base import denoiser
@@ -44,7 +43,7 @@ def published_arithmetic(prior: Prior) -> bool:
     return bool(tunable(prior).network.transformer_blocks[0].norm3.eps == 1e-6)
 
 
-def write_tuned(prior: Prior, revision: str | None, path: str | Path, found: dict[str, Any]) -> None:
+def write_tuned(prior: Prior, path: str | Path, found: dict[str, Any]) -> None:
     """Write a prior with a fine-tuned network as a directory in diffusers' layout, its index last.
 
     The schedule and the names of classes are those of the source, of a single file DiT's own. `found` is what is
@@ -52,9 +51,8 @@ def write_tuned(prior: Prior, revision: str | None, path: str | Path, found: dic
     """
     path = Path(path)
     (path / "model_index.json").unlink(missing_ok=True)
-    root, _ = fetch(prior.name, revision)
-    labels = None
-    if root.is_dir():
+    labels, root = None, prior.root
+    if root is not None and root.is_dir():
         scheduler = load_part(DDIMScheduler, root, "scheduler")
         labels = read_labels(root)
     else:

@@ -7,7 +7,7 @@ from typing import Any
 
 from diver.config.native import PREPARATIONS, NativeConfig, Preparations
 from diver.data.prepared import Prepared
-from diver.prior.base import Prior
+from diver.prior.base import Prior, stamps
 from diver.progress import Progress, reporter
 from diver.recover.d3hr import class_statistics
 from diver.recover.latents import Latents, chosen_images, encode_latents
@@ -21,13 +21,16 @@ from diver.text.prepare import Embedded, caption_images, embed_captions, names_o
 
 @dataclass(frozen=True)
 class Work:
-    """What preparations work on. `load` reads the prior anew, for what changes it; `made`: artefacts that are there."""
+    """What preparations work on. `made`: artefacts that are there.
+
+    `load` reads the prior anew, for what changes it, with other options where some are given.
+    """
 
     system: str
     data: Prepared
     ipc: int
     prior: Prior
-    load: Callable[[], Prior]
+    load: Callable[..., Prior]
     config: Any
     shared: Preparations
     made: dict[str, Path]
@@ -53,9 +56,10 @@ def _statistics(work: Work, out: Path) -> None:
 
 
 def _tuned(work: Work, out: Path) -> None:
-    prior, checkpoint = work.load(), work.folder / "tuning.ckpt"
+    # Compiled blocks keep what they were compiled for, and in half precision steps would be lost to rounding.
+    prior, checkpoint = work.load(compile=False, precision="fp32"), work.folder / "tuning.ckpt"
     found, _ = finetune(work.latents(), work.data, prior, work.config, checkpoint=checkpoint, progress=work.progress)
-    write_tuned(prior, prior.facts.get("revision"), out.parent, found)
+    write_tuned(prior, out.parent, found)
     checkpoint.unlink(missing_ok=True)
 
 
@@ -97,7 +101,7 @@ def prepare(
     system: str,
     data: Prepared,
     ipc: int,
-    load: Callable[[], Prior],
+    load: Callable[..., Prior],
     config: NativeConfig,
     shared: Preparations,
     folder: Path,
@@ -106,14 +110,17 @@ def prepare(
 ) -> tuple[Prior, dict[str, Path]]:
     """The prior, and where a system's artefacts are: those that are `given`, and in `folder` those that are not.
 
-    What an earlier run left in the folder is taken if it was made with the same settings. Stops after the artefact
-    `until`. Raises ValueError as the preparations do.
+    load: reads the prior, with other options (of PriorOptions) than its own where some are given.
+    What an earlier run left in the folder is taken if it was made of the same files with the same settings. Stops after
+    the artefact `until`. Raises ValueError as the preparations do.
     """
     prior, made = load(), dict(given or {})
+    captions = shared.captions.of(data.dataset)
+    read = [*made.values(), *(Path(name) for name in (captions.source, captions.names) if name)]
     key = {
-        **{"system": system, "ipc": ipc, "data": data.digest(), "prior": prior.name},
+        **{"system": system, "ipc": ipc, "data": data.digest(), "prior": prior.identity()},
         **{"settings": config.model_dump(mode="json"), "shared": shared.model_dump(mode="json")},
-        "given": {name: str(path) for name, path in made.items()},
+        **{"given": {name: str(path) for name, path in made.items()}, "files": [stamps(path) for path in read]},
     }
     for artefact in PREPARATIONS[system]:
         name = artefact.name

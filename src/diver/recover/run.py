@@ -183,7 +183,8 @@ def recover_file(
         shape = (prior.image_channels, recovery.size, recovery.size)
         images = torch.empty(len(head.images), shape[0], 0, 0)
         head = head.with_images(images, SYMMETRIC, step_of(prior, method, config, code))
-        with RowWriter(out, head, shape, f"{origin(source)} {rows.numbers}") as writer, ThreadPoolExecutor(1) as disk:
+        key = f"{origin(source)} {rows.numbers} {prior.files}"
+        with RowWriter(out, head, shape, key) as writer, ThreadPoolExecutor(1) as disk:
             if writer.done:
                 print(f"{out}: goes on after image {writer.done} of {writer.count}", flush=True)
             # A journal of another batch size may end inside one of ours.

@@ -8,7 +8,7 @@ from torch import Tensor
 from diver.config.recover import DIVERConfig
 from diver.prior.base import Prior
 from diver.recover.diver import Chain
-from diver.recover.run import Recovery
+from diver.recover.run import Recovery, join
 from diver.setfile import Rows
 from diver.sets import DistilledSet
 
@@ -32,8 +32,12 @@ def trace_diver(source: DistilledSet, prior: Prior, config: DIVERConfig) -> Trac
     batch = Recovery(Rows.of(source), prior, "diver", config).load(range(0, len(source.images), source.ipc))
     chain = Chain.of(prior, config)
     seen: list[tuple[int, Tensor]] = []
+
+    def whole(images: Tensor) -> Tensor:
+        return join(images, config.tiles) if config.tiles > 1 else images
+
     with torch.inference_mode():
-        chain.run(*batch, lambda k, clean, state: seen.append((k, prior.decode(clean).cpu())))
+        chain.run(*batch, lambda k, clean, state: seen.append((k, whole(prior.decode(clean)).cpu())))
     indices = torch.tensor([k for k, _ in seen])
     images = torch.stack([image for _, image in seen]).clone()
     return Trace(indices, chain.schedule.timesteps[indices], images, chain.window)

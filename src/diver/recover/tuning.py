@@ -204,6 +204,11 @@ class Tuning:
 
     def __init__(self, prior: Prior, config: MinimaxConfig, classes: int, table: Tensor):
         self.prior, self.config, self.table = tunable(prior), config, table
+        if prior.dtype != torch.float32:
+            raise ValueError(
+                f"minimax: a prior in {prior.dtype} loses most steps to rounding; read it with precision: fp32, "
+                "arithmetic: bf16 makes its passes fast"
+            )
         network = self.prior.network
         self.scales = Scales(network) if config.scales else None
         self.parameters = {name: p for name, p in network.named_parameters() if is_tuned(name, p)}
@@ -331,7 +336,7 @@ def finetune(
     tuning = Tuning(prior, config, len(data.classes), prior.class_table(data.classes, config.class_ids))
     settings = config.tuning()
     of_latents = hashlib.sha256(latents.rows.view(np.uint8)).hexdigest()
-    key = canonical_json([settings, prior.name, prior.facts, data.dataset, of_latents, code, torch.__version__])
+    key = canonical_json([settings, prior.identity(), data.dataset, of_latents, code, torch.__version__])
     curve = _resume(tuning, checkpoint, key)
     rows, first = tuned_rows(latents, config), tuning.done
     saved, running = time.monotonic(), [] if not curve else curve.pop("running")
