@@ -92,16 +92,22 @@ def test_recorded_iterations_are_the_called_ones(
 
 
 def test_what_is_fused_takes_the_weights_of_every_iteration(data: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    fused, calls = [], []
+    fused, calls, weights = [], [], set()
 
     def compiled(function: Callable[[Tensor], Tensor], device: torch.device, on_cpu: bool) -> Callable[..., Tensor]:
         fused.append(on_cpu)
-        return lambda images: calls.append(len(images)) or function(images)
+
+        def embed(images: Tensor) -> Tensor:
+            calls.append(len(images))
+            weights.add(float(next(function.__self__.parameters()).sum()))  # type: ignore[attr-defined]
+            return function(images)
+
+        return embed
 
     usual = METHODS["dm"](data, 2, DMConfig(**TINY), progress=quiet)
     monkeypatch.setattr(graphs, "compiled", compiled)
     again = METHODS["dm"](data, 2, DMConfig(**TINY), progress=quiet)
-    assert fused == [True] and calls == 3 * [3 * 8, 3 * 2]
+    assert fused == [True] and calls == 3 * [3 * 8, 3 * 2] and len(weights) == 3
     assert torch.equal(again.images, usual.images)
 
 
