@@ -12,6 +12,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -149,11 +150,12 @@ def spec(*found: dict[str, Any], channels: int = 3, **changes: Any) -> DatasetSp
 
 
 class Server:
-    """Files over HTTP on the loopback; `truncate` promises more bytes than it sends."""
+    """Files over HTTP on the loopback; `truncate` promises more bytes than it sends, `pause` is seconds before them."""
 
     def __init__(self) -> None:
         self.files: Files = {}
         self.truncate: set[str] = set()
+        self.pause = 0.0
         self.asked: list[str] = []
         outer = self
 
@@ -168,6 +170,7 @@ class Server:
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
+                time.sleep(outer.pause)
                 self.wfile.write(content[: len(content) // 2] if name in outer.truncate else content)
 
             def log_message(self, *_: Any) -> None: ...
@@ -424,6 +427,16 @@ def test_interrupted_download_leaves_nothing_that_is_used(run: Run, server: Serv
     lay(run.raw / f"{key(of.sources[0])}.part", {"cifar-10-binary.tar.gz": archive[:50], "stray": b""})
     assert run(of).digest() == digest_of(3)
     assert left(run.raw) == [f"{key(of.sources[0])}/cifar-10-binary.tar.gz"]
+
+
+def test_datasets_that_share_raw_files_fetch_them_once(run: Run, server: Server, archive: bytes) -> None:
+    of = spec(server.source(archive)).sources[0]
+    server.pause = 0.3
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(sources.acquire, spec(), of, run.raw, None, run.lines.append) for _ in range(2)]
+        folders = {job.result() for job in jobs}
+    assert folders == {run.raw / key(of)} and len(server.asked) == 1
+    assert left(run.raw) == [f"{key(of)}/cifar-10-binary.tar.gz"] and run.said("waiting for another process")
 
 
 def test_source_with_the_wrong_content(run: Run, server: Server, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -433,6 +434,33 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for name, tensor in expected(tree()).items():
         assert torch.equal(getattr(made, name), tensor)
     assert os.listdir(out.parent) == ["toy.safetensors"]
+
+
+def test_a_row_that_is_cut_off_by_a_full_disk_is_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, out, whole = lay(tmp_path / "raw", tree()), tmp_path / "toy.safetensors", os.pwrite
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(os, "pwrite", lambda file, content, at: whole(file, content[:5], at))
+        prepared_from(root, out)
+    assert prepared_from(root, out).digest() == prepared_from(root, tmp_path / "b.safetensors").digest()
+
+
+def test_two_writers_of_one_file_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "CHUNK", 3)
+    root, out, told = lay(tmp_path / "raw", tree()), tmp_path / "out" / "toy.safetensors", Lines()
+    began, whole = threading.Event(), pictures.decoded
+
+    def slow(*given: Any) -> Any:
+        began.set()
+        time.sleep(0.02)
+        return whole(*given)
+
+    monkeypatch.setattr(pictures, "decoded", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(prepare_pictures, spec(), root, out, tell=told.append)
+        began.wait(10)
+        second = pool.submit(prepare_pictures, spec(), root, out, tell=told.append)
+        assert first.result().digest() == second.result().digest() == prepared_from(root, tmp_path / "b").digest()
+    assert os.listdir(out.parent) == ["toy.safetensors"] and any("waiting for another" in line for line in told)
 
 
 def test_only_what_was_mended_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ chunk of rows that is complete on disk is named in a journal by a digest of what
 journal of a killed one makes only the other chunks. The file gets its name when it is complete and its digest known.
 """
 
+import errno
 import gc
 import hashlib
 import io
@@ -237,8 +238,9 @@ class _Chunk:
                 pixels, fault = _read(picture, size, short_side)
                 if pixels is None:
                     faults.append(str(fault))
-                else:
-                    os.pwrite(file.fileno(), pixels.tobytes(), self.offset + number * row)
+                elif os.pwrite(file.fileno(), pixels.tobytes(), self.offset + number * row) < row:
+                    # A disk that fills up takes the beginning of a row without complaint.
+                    raise OSError(errno.ENOSPC, "no space for the rest of a picture", str(part))
                 report(number + 1)
             # On disk before the journal says so, whatever may happen to the machine.
             os.fsync(file.fileno())

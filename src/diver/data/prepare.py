@@ -13,7 +13,7 @@ from diver.data.gather import gather
 from diver.data.layouts import LayoutError, Split, read_folder
 from diver.data.pictures import FaultyPictures, Rows, count_faults, unreadable, write_pictures
 from diver.data.prepared import ContentError, Prepared
-from diver.data.sources import Attempt, Say, SourceError, SourceFailure, acquire, expected, is_here, label, say
+from diver.data.sources import Attempt, Say, SourceError, SourceFailure, acquire, alone, expected, is_here, label, say
 from diver.data.spec import DatasetSpec, FolderSource
 from diver.progress import Progress
 
@@ -113,7 +113,11 @@ def prepare_pictures(
         header = {"dataset": spec.name, "classes": spec.classes, "mean": spec.mean, "std": spec.std}
         tell(f"{spec.name}: training from {found.origin['train']}, test from {found.origin['val']}")
         splits = {"train": train, "test": test}
-        write_pictures(out_path, splits, header, spec.size, short_side, spec.digest, source, workers, progress, tell)
+        # Two writers of one file would take each other's unfinished rows for their own.
+        with alone(out_path.with_name(f"{out_path.name}.lock"), tell):
+            write_pictures(
+                out_path, splits, header, spec.size, short_side, spec.digest, source, workers, progress, tell
+            )
     return Prepared.read(out_path)
 
 

