@@ -629,6 +629,7 @@ def test_shipped_specifications() -> None:
         ("size: 32", "size: 32\nraw_size: 33", "exceed raw_size by an even number"),
         ("name: cifar-10-binary.tar.gz", "name: ../x", "files.0.name"),
         ("size: 32", "size: [", "while parsing"),
+        ("size: 32", "size: 32", "name: 'cifar10' is not the file's; name it 'bad'"),
     ],
 )
 def test_bad_specifications(tmp_path: Path, old: str, new: str, message: str) -> None:

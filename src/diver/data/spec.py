@@ -178,9 +178,13 @@ def load_dataset_spec(path: str | Path) -> DatasetSpec:
     """
     path = Path(path)
     try:
-        return DatasetSpec.model_validate(_content(path, ()))
+        found = DatasetSpec.model_validate(_content(path, ()))
     except ValidationError as error:
         raise SpecError("; ".join([f"{path}: {_fault(dict(e))}" for e in error.errors(include_url=False)])) from error
+    if found.name != path.stem:
+        # A copy that keeps the name would be taken for the other dataset wherever its sets and files are looked for.
+        raise SpecError(f"{path}: name: {found.name!r} is not the file's; name it {path.stem!r}")
+    return found
 
 
 def _content(path: Path, extending: tuple[Path, ...]) -> Any:
