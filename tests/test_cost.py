@@ -1,5 +1,6 @@
 """What a study is reckoned to cost: counted by hand where that is possible."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from diver.cost.counting import prior_cost
 from diver.data.spec import load_dataset_spec
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs/results.md"
 
 
 def estimate(content: dict, root: Path = ROOT) -> Estimate:
@@ -65,7 +67,7 @@ def test_systems_are_counted_by_their_chains(monkeypatch: pytest.MonkeyPatch) ->
         return sum(phases["systems"].macs.values()), sum(phases["distill"].macs.values())
 
     made = estimate({**base, "distill": {"random": base["distill"]["random"]}})
-    cost = prior_cost(made.study, "cifar10", load_rates(), ROOT)
+    cost = prior_cost(made.study, made.datasets["cifar10"], load_rates(), ROOT)
     assert cost is not None
     images, encoding = 10 * (1 + 10), 10 * 500 * cost.encode
     for name, steps in {"d4m": 25, "vlcp": 25, "mgd3": 50}.items():
@@ -74,6 +76,21 @@ def test_systems_are_counted_by_their_chains(monkeypatch: pytest.MonkeyPatch) ->
     assert of("minimax")[0] == encoding + 400 * 8 * 3 * cost.passes
     left_out = " ".join(estimate(base).phases["systems"].unknown)
     assert "clustering" in left_out and "captions" in left_out and "search of groups" in left_out
+
+
+def test_training_a_prior_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shipped prior was trained with the settings that are the defaults; its card says for how long."""
+    monkeypatch.setattr("diver.cost.estimate.counts", lambda *_: (50_000, 10_000))
+    content = yaml.safe_load((ROOT / "config/prior-cifar10.yaml").read_text())
+    made, shipped = (estimate({**content, "prior": {"source": one}}) for one in ("trained", "shipped"))
+    cost = prior_cost(shipped.study, shipped.datasets["cifar10"], load_rates(), ROOT)
+    assert cost == prior_cost(made.study, made.datasets["cifar10"], load_rates(), ROOT)
+    assert made.phases["recover"].macs == shipped.phases["recover"].macs
+    phase, rates = made.phases["prior"], load_rates()["devices"]
+    assert (phase.jobs, shipped.phases["prior"].jobs) == (3, 0) and phase.stored == 2 * (924_597 + 10_687_256)
+    hours = seconds(phase, rates["cpu"]) / 3600 / rates["cpu"]["parallel"]
+    assert hours == pytest.approx((27 + 55) / 60, rel=0.1)
+    assert seconds(phase, rates["h100"]) is None and "on the CPU" in phase.unknown[0]
 
 
 def test_what_has_no_rate_is_said() -> None:
@@ -89,6 +106,16 @@ def test_every_rate_has_its_source() -> None:
         assert device["source"] and device["label"] and isinstance(device["assumed"], bool)
         assert {"reached", "utilisation"} & device.keys()
         assert seconds(Phase("students", macs={"fp32": 1e12}), device) > 0
+
+
+def test_the_cpus_rates_give_the_embedded_studys_own_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/results.md, Time: the rates are of that study, so that they have to follow it when it changes."""
+    monkeypatch.setattr("diver.cost.estimate.counts", lambda *_: (50_000, 10_000))
+    made = estimate(yaml.safe_load((ROOT / "config/default.yaml").read_text()))
+    told = re.findall(r"^\| (teacher|stage 1|stage 2|\d+ students)\b.*\| (\d+) \|$", RESULTS.read_text(), re.MULTILINE)
+    cpu = load_rates()["devices"]["cpu"]
+    for name, (_, measured) in zip(("teachers", "distill", "recover", "students"), told, strict=True):
+        assert seconds(made.phases[name], cpu) == pytest.approx(int(measured), rel=0.1), name
 
 
 def test_what_runs_in_bf16_is_counted_so() -> None:

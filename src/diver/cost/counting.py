@@ -43,30 +43,48 @@ class PriorCost(NamedTuple):
     size: int
 
 
-@cache
-def _prior(folder: str) -> PriorCost:
-    from diffusers import AutoencoderKL, DiTTransformer2DModel
-
-    configs = [json.loads((Path(folder) / part / "config.json").read_text()) for part in ("transformer", "vae")]
+def _counted(dit: Any, vae: Any) -> PriorCost:
+    """Count networks that are on the device meta."""
+    side = dit.config["sample_size"]
+    size = side * 2 ** (len(vae.config["block_out_channels"]) - 1)
     with torch.device("meta"), torch.no_grad():
-        dit = DiTTransformer2DModel.from_config(configs[0]).eval()
-        vae = AutoencoderKL.from_config(configs[1]).eval()
-        side = configs[0]["sample_size"]
-        size = side * 2 ** (len(configs[1]["block_out_channels"]) - 1)
-        latent, number = torch.empty(1, configs[0]["in_channels"], side, side), torch.zeros(1, dtype=torch.long)
+        latent, number = torch.empty(1, dit.config["in_channels"], side, side), torch.zeros(1, dtype=torch.long)
         with FlopCounterMode(display=False) as passes:
-            dit(latent, timestep=number, class_labels=number)
+            dit.eval()(latent, timestep=number, class_labels=number)
         with FlopCounterMode(display=False) as encoding:
-            vae.encode(torch.empty(1, configs[1]["in_channels"], size, size))
+            vae.eval().encode(torch.empty(1, vae.config["in_channels"], size, size))
         with FlopCounterMode(display=False) as decoding:
             vae.decode(latent)
     network, encode, decode = (one.get_total_flops() / 2 for one in (passes, encoding, decoding))
     return PriorCost(network, encode, decode, size)
 
 
-def prior_cost(study: Study, dataset: str, rates: Mapping[str, Any], root: Path) -> PriorCost | None:
-    """What a dataset's prior takes; None for one that is neither known nor here."""
-    source = prior_path(study, dataset)
+@cache
+def _prior(folder: str) -> PriorCost:
+    from diffusers import AutoencoderKL, DiTTransformer2DModel
+
+    configs = [json.loads((Path(folder) / part / "config.json").read_text()) for part in ("transformer", "vae")]
+    with torch.device("meta"):
+        return _counted(DiTTransformer2DModel.from_config(configs[0]), AutoencoderKL.from_config(configs[1]))
+
+
+def trained_prior(study: Study, spec: DatasetSpec) -> tuple[PriorCost, int]:
+    """What the prior takes that the study trains for a dataset, whether it is here or not, and its parameters."""
+    from diver.prior.train import build_dit, build_vae
+
+    choice = study.prior
+    side = spec.size // 2 ** (len(choice.vae.widths) - 1)
+    with torch.device("meta"):
+        vae = build_vae(choice.vae, spec.channels)
+        dit = build_dit(choice.dit, choice.vae.latent_channels, side, len(spec.classes))
+    return _counted(dit, vae), sum(one.numel() for network in (vae, dit) for one in network.parameters())
+
+
+def prior_cost(study: Study, spec: DatasetSpec, rates: Mapping[str, Any], root: Path) -> PriorCost | None:
+    """What a dataset's prior takes; None for one that is neither known, nor here, nor trained."""
+    if study.prior.source == "trained":
+        return trained_prior(study, spec)[0]
+    source = prior_path(study, spec.name)
     known = rates["priors"].get(source)
     if known:
         return PriorCost(known["pass"], known["encode"], known["decode"], known["size"])

@@ -8,7 +8,7 @@ from typing import Any
 from diver.config import distill
 from diver.config.protocols import Protocol, by_ipc
 from diver.config.study import NONE, Study
-from diver.cost.counting import TRAIN, TWICE, PriorCost, counts, network_cost, prior_cost
+from diver.cost.counting import TRAIN, TWICE, PriorCost, counts, network_cost, prior_cost, trained_prior
 from diver.cost.systems import guided, preparation_macs, synthesis_passes
 from diver.data.spec import DatasetSpec
 from diver.study import (
@@ -25,6 +25,8 @@ from diver.study import (
 FLOAT = 4
 # Bytes of a student's row in the tables, as CSV.
 ROW = 700
+# Samples of a class by which a trained prior is judged, with guidance (two passes a step) and without.
+JUDGED = 50
 
 
 @dataclass
@@ -62,11 +64,23 @@ class Estimate:
 
     def __init__(self, study: Study, datasets: Mapping[str, DatasetSpec], rates: Mapping[str, Any], root: Path) -> None:
         self.study, self.datasets, self.rates, self.root = study, datasets, rates, root
-        names = ("data", "teachers", "experts", "systems", "distill", "recover", "answers", "students", "report")
+        names = (
+            "data",
+            "prior",
+            "teachers",
+            "experts",
+            "systems",
+            "distill",
+            "recover",
+            "answers",
+            "students",
+            "report",
+        )
         self.phases = {name: Phase(name) for name in names}
         self.sets = list(set_cells(study))
         self.prepared = set[Path]()
         self._data()
+        self._prior()
         self._distill()
         self._recover()
         self._students()
@@ -88,6 +102,24 @@ class Estimate:
         for dataset in self.study.datasets:
             phase.jobs += 1
             phase.stored += sum(self._images(dataset, phase)) * self._pixels(dataset)
+
+    def _prior(self) -> None:
+        """Count the training of each dataset's prior, and its judgement."""
+        phase, choice = self.phases["prior"], self.study.prior
+        if choice.source != "trained":
+            return
+        phase.leave_out("hours on a GPU: a prior is trained on the CPU, wherever the study runs")
+        for dataset in self.study.datasets:
+            cost, parameters = trained_prior(self.study, self.datasets[dataset])
+            train, test = self._images(dataset, phase)
+            both, samples = cost.encode + cost.decode, JUDGED * len(self.datasets[dataset].classes)
+            phase.jobs += 3
+            phase.add(choice.vae.steps * choice.vae.batch * TRAIN * both, choice.vae.precision)
+            phase.add(choice.dit.steps * choice.dit.batch * TRAIN * cost.passes, choice.dit.precision)
+            # Latents of the images and of their mirror images; test images there and back; samples of 50 steps.
+            phase.add(2 * train * cost.encode + test * both)
+            phase.add(samples * (3 * 50 * cost.passes + 2 * cost.decode))
+            phase.stored += parameters * 2
 
     def _teacher(self, dataset: str, phase: Phase) -> float:
         """Multiply-adds of a pass of a dataset's teacher for one image."""
@@ -188,7 +220,7 @@ class Estimate:
         return []
 
     def _cost_of_prior(self, dataset: str, phase: Phase) -> PriorCost | None:
-        cost = prior_cost(self.study, dataset, self.rates, self.root)
+        cost = prior_cost(self.study, self.datasets[dataset], self.rates, self.root)
         if cost is None:
             phase.leave_out(f"prior {self.study.prior.source}: its operations are not known and it is not here")
         return cost

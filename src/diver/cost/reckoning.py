@@ -23,9 +23,9 @@ def load_rates(path: Path = RATES) -> dict[str, Any]:
 
 def seconds(phase: Phase, device: Mapping[str, Any]) -> float | None:
     """Seconds of a phase on a device, one job after another; None where there is nothing to reckon with."""
-    if not phase.macs:
-        return None
     name = RATE_OF.get(phase.name, phase.name)
+    if not phase.macs or name not in device.get("reached", device.get("utilisation")):
+        return None
     if "reached" in device:
         return 2 * sum(phase.macs.values()) / device["reached"][name]
     share = device["utilisation"][name]
