@@ -9,8 +9,10 @@ from diffusers import DDIMScheduler, DiTPipeline
 from torch import Tensor
 
 from diver.config.prior import DiTTraining, VAETraining
+from diver.data.prepared import Prepared
 from diver.networks import create
 from diver.prior.base import PriorError
+from diver.prior.card import write_card
 from diver.prior.dit import DiTPrior, noise_of
 from diver.prior.judge import agreement, load_classifier, sample_classes
 from diver.prior.load import load_prior
@@ -182,3 +184,12 @@ def test_shipped_prior_is_small_loads_and_says_what_it_is() -> None:
     card = (SHIPPED / "README.md").read_text()
     for word in ("training images", "steps", "wall time", "Hardware", "Command", "dB", "guidance", "loss.png"):
         assert word in card, word
+
+
+def test_a_card_claims_nothing_of_another_datasets_training(tmp_path: Path) -> None:
+    images, labels = torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1])
+    data = Prepared(images, labels, images, labels, "toy", ("a", "b"), (0.5,), (0.5,))
+    facts = {"parameters": 1, "seconds": 60, "settings": {"steps": 1, "batch": 1, "label_dropout": 0.1}}
+    write_card(tmp_path / "README.md", data, facts, facts, {"psnr_test_db": 20.0, "agreement": {}}, 5)
+    card = (tmp_path / "README.md").read_text()
+    assert "Prior for toy" in card and "cifar10" not in card and "other work" not in card

@@ -77,8 +77,8 @@ nothing.
 | wall time | {vae["seconds"] / 60:.0f} min | {dit["seconds"] / 60:.0f} min |
 
 - **Data**: the {len(data.train_images)} training images of {data.dataset} alone, and their mirror images.
-- **Command**: `snakemake prior --cores all --configfile config/prior-cifar10.yaml`.
-- **Hardware**: {hardware()}; the machine did other work at the same time.
+- **Command**: `snakemake prior --cores all --configfile STUDY`, a study of it with `prior.source: trained`.
+- **Hardware**: {hardware()}.
 - **Transformer**: velocity prediction on DiT's linear schedule of 1000 steps, label dropout
   {dit["settings"]["label_dropout"]}, averaged weights; the null class is the last embedding. No learned variance.
 - **Weights** are stored in half precision.
