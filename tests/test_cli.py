@@ -223,6 +223,15 @@ def test_refused_study(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert "did you mean 'students'" in capsys.readouterr().err
 
 
+def test_a_file_that_is_no_text_is_no_study(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], set_file: Path
+) -> None:
+    set_file.write_bytes(b"\x80")
+    for command in (["check", str(set_file)], ["cost", str(set_file)]):
+        assert run(monkeypatch, *command) == 2
+        assert "can't decode" in (error := capsys.readouterr().err) and len(error.splitlines()) == 1
+
+
 @pytest.fixture
 def prepared_file(tmp_path: Path) -> Path:
     generator = torch.Generator().manual_seed(0)

@@ -414,7 +414,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """A study's YAML. Raises ConfigError if the file is missing, not YAML or no mapping."""
     try:
         raw = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a study is a mapping, this is a {type(raw).__name__}")

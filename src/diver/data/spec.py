@@ -191,7 +191,7 @@ def _content(path: Path, extending: tuple[Path, ...]) -> Any:
     """A file's content, with that of the file that it extends."""
     try:
         content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SpecError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or "extends" not in content:
         return content
