@@ -36,12 +36,14 @@ from diver.exports import (
 )
 from diver.exports.judges import DCBENCH, DDRANKING, _dcbench_files
 from diver.importers import import_set
+from diver.importers.source import read_about
 from diver.sets import (
     LEARNED_RATE,
     SYMMETRIC,
     UNIT,
     WHITENING,
     DistilledSet,
+    SetError,
     Step,
     ValueRange,
     learned_rate,
@@ -104,6 +106,28 @@ def test_no_export_mixes_with_other_files(tmp_path: Path, form: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ExportError, match="is a file: give a folder"):
         EXPORTS[form](make(), tmp_path / "file")
+
+
+@pytest.mark.parametrize("form", EXPORTS)
+def test_an_export_that_was_stopped_is_made_again_and_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    options: dict[str, Any] = {"method": "dm"} if form == "dcbench" else {}
+    EXPORTS[form](make(), tmp_path / "again", **options)
+    for folder in (tmp_path / "new", tmp_path / "again"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(torch, "save", stop)
+            patch.setattr(Path, "write_bytes", stop)
+            patch.setattr(parquet, "write_table", stop)
+            EXPORTS[form](make(), folder, **options)
+        (meta,) = folder.rglob("meta.json")
+        with pytest.raises(SetError, match="an export that was stopped"):
+            read_about(meta.parent)
+        EXPORTS[form](make(), folder, **options)
+        read_about(meta.parent)
 
 
 def test_ddranking_gets_what_it_takes(tmp_path: Path) -> None:

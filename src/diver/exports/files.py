@@ -27,11 +27,21 @@ def check_folder(folder: Path, form: str) -> None:
         raise ExportError(f"{folder} holds other files, with which these would mix: give another folder")
 
 
+def begin(folder: Path, form: str) -> None:
+    """Mark a folder as one whose export has not ended.
+
+    One that is stopped can then be made again by the same command, and is not read as a set; nor does what was there
+    before speak for the new files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "meta.json").write_text(json.dumps({"form": form, "unfinished": True}) + "\n")
+
+
 def write_files(
     folder: Path, files: Mapping[str, Any], meta: dict[str, Any], stale: tuple[str, ...] = ()
 ) -> list[Path]:
     """Save each of `files` (name -> tensors) with torch, and `meta` as meta.json, after taking `stale` ones away."""
-    folder.mkdir(parents=True, exist_ok=True)
+    begin(folder, meta["form"])
     for name in stale:
         (folder / name).unlink(missing_ok=True)
     for name, content in files.items():

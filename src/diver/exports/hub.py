@@ -10,7 +10,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from pyarrow import parquet
 
 from diver.data.subsets import subsets
-from diver.exports.files import check_folder, class_major_labels, write_files
+from diver.exports.files import begin, check_folder, class_major_labels, write_files
 from diver.exports.images import pixels_meta, png_files
 from diver.sets import DistilledSet, Step, learned_rate, whitening_epsilon
 from diver.tensorfile import canonical_json
@@ -179,6 +179,7 @@ def export_parquet(distilled: DistilledSet, out_dir: str | Path, accuracy: dict[
     images, facts = png_files(distilled)
     meta = pixels_meta("parquet", distilled, facts, accuracy)
     check_folder(out, "parquet")
+    begin(out, "parquet")
     table = out / "data" / "train-00000-of-00001.parquet"
     table.parent.mkdir(parents=True, exist_ok=True)
     # Small groups of rows, so that a viewer need not read all images for one.

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diver.exports.files import ExportError, chain, check_folder, write_files
+from diver.exports.files import ExportError, begin, chain, check_folder, write_files
 from diver.sets import UNIT, DistilledSet, Step, learned_rate, whitening_epsilon
 from diver.tensorfile import write_tensors
 
@@ -94,6 +94,7 @@ def export_png(distilled: DistilledSet, out_dir: str | Path, accuracy: dict[str,
     out = Path(out_dir)
     images, facts = png_files(distilled)
     check_folder(out, "png")
+    begin(out, "png")
     for stale in [*out.glob("[0-9]*-*/[0-9]*.png"), out / "soft_labels.safetensors"]:
         stale.unlink(missing_ok=True)
     written = []

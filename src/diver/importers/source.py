@@ -34,6 +34,7 @@ class About(BaseModel):
     lr: float | None = Field(None, gt=0, allow_inf_nan=False)
     zca: float | None = Field(None, gt=0, allow_inf_nan=False)
     steps: tuple[dict[str, Any], ...] = ()
+    unfinished: bool = False
 
 
 def read_about(folder: Path) -> About:
@@ -41,10 +42,13 @@ def read_about(folder: Path) -> About:
     if not path.is_file():
         return About()
     try:
-        return About.model_validate(json.loads(path.read_text()))
+        about = About.model_validate(json.loads(path.read_text()))
     except (ValueError, OSError) as error:  # ValidationError is a ValueError
         reason = " ".join(str(error).split())[:120]
         raise SetError(f"{path}: not a description of a set ({reason}); mend it or take it away") from error
+    if about.unfinished:
+        raise SetError(f"{folder}: an export that was stopped: make it again by the same command")
+    return about
 
 
 @dataclass
