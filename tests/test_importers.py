@@ -561,6 +561,14 @@ def test_unequal_folders_are_refused_or_cut(tmp_path: Path) -> None:
     assert found.distilled.ipc == 2 and said(found, "first 2 images of each class are taken, of 8")
     assert np.array_equal(pixels_of(found)[5], drawn["frog"][1])
     assert "'dog' has 2" in refusal(tmp_path / "set", ipc=3)
+    for file in (tmp_path / "set" / "dog").iterdir():
+        file.unlink()
+    assert "'dog' has 0" in (message := refusal(tmp_path / "set")) and "ipc takes" not in message
+
+
+def test_unequal_classes_of_a_file_are_not_told_to_be_cut(tmp_path: Path) -> None:
+    torch.save([torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 2])], tmp_path / "data_1.pt")
+    assert "every class needs as many" in (message := refusal(tmp_path / "data_1.pt")) and "ipc" not in message
 
 
 def test_images_that_cannot_be_used_are_named(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def _assemble(
     notes.append(note)
     hard, soft = labels_of(path, source, classes, asked, notes)
     if hard is not None:
-        rows = class_major(path, hard, classes, notes)
+        rows = class_major(path, hard, classes, notes, form)
     elif soft is not None:
         rows = soft_class_major(path, soft, classes, notes)
     each, repeat = len(images) // len(classes), factor**2

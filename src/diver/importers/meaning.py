@@ -130,14 +130,15 @@ def labels_of(
     return None if hard is None else meant[hard], None if soft is None else soft[:, meant.argsort()]
 
 
-def class_major(path: Path, hard: Tensor, classes: Sequence[str], notes: list[str]) -> Tensor:
+def class_major(path: Path, hard: Tensor, classes: Sequence[str], notes: list[str], form: str = "") -> Tensor:
     """The order of rows that sorts hard labels stably; SetError if classes have different numbers of images."""
     counts = torch.bincount(hard, minlength=len(classes))
     few, many = int(counts.argmin()), int(counts.argmax())
     if counts[few] != counts[many]:
+        cut = "; ipc takes the first of each" if form == "folder" and counts[few] else ""
         raise SetError(
             f"{path}: {len(hard)} images, but class {classes[few]!r} has {int(counts[few])} and {classes[many]!r} has "
-            f"{int(counts[many])}: every class needs as many; with a folder, ipc takes the first of each"
+            f"{int(counts[many])}: every class needs as many{cut}"
         )
     rows = torch.sort(hard, stable=True).indices
     if not torch.equal(rows, torch.arange(len(hard))):
