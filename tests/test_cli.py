@@ -788,8 +788,9 @@ def test_export_of_8_bits_says_what_students_lose(
     np.testing.assert_allclose(lost["differences"], np.subtract(after, before))
     assert "epochs={1: 75, 10: 50}" in recorded["protocol"]
     judged = ["--out", str(tmp_path / "judged"), "--prepared", str(prepared_file)]
-    assert run(monkeypatch, "export", str(set_file), *judged) == 2
-    assert "nothing is lost" in capsys.readouterr().err
+    for asks in (judged, [*judged[:2], "--quick"], [*judged[:2], "--threads", "1"]):
+        assert run(monkeypatch, "export", str(set_file), *asks) == 2
+        assert "nothing is lost" in capsys.readouterr().err
 
 
 def test_exported_images_come_back(monkeypatch: pytest.MonkeyPatch, released_file: Path, tmp_path: Path) -> None:

@@ -342,7 +342,7 @@ def export(
     known(form, EXPORTS, "--form")
     if method and form != "dcbench":
         raise UserError(f"--method {method}: only for --form dcbench, which has a layout per method; leave it out")
-    measured = lost or any(one is not None for one in (prepared, architecture, architectures, seeds))
+    measured = lost or quick or any(one is not None for one in (prepared, architecture, architectures, seeds, threads))
     if measured and form not in EIGHT_BIT:
         raise UserError(f"--form {form}: keeps the values, so nothing is lost; measure one of {', '.join(EIGHT_BIT)}")
     distilled = read_set(set_file, dataset)
