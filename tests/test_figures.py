@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from tidy import LABELS, LADDER, make_table
@@ -141,3 +142,32 @@ def test_single_seed_is_drawn_without_interval(tmp_path: Path) -> None:
     table = make_table(seeds=1, ipcs=(1,))
     assert figures.cross_architecture(table, LABELS, tmp_path / "c")[0].stat().st_size > 1000
     assert figures.ladder(table, LABELS, tmp_path / "l", "dm", LADDER)[0].stat().st_size > 1000
+
+
+def panels_of(table: pd.DataFrame, labels: Labels, path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Axes]:
+    """The panels of the figure of all architectures, by title."""
+    kept: list[Figure] = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: kept.append(figure) or (path, path))
+    figures.cross_architecture(table, labels, path)
+    return {axes.get_title(): axes for axes in kept[0].axes}
+
+
+def test_a_set_that_is_not_at_every_ipc_leaves_the_other_panels_their_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = make_table()
+    panels = panels_of(table[(table.stage1 != "dm") | (table.ipc == 1)], LABELS, tmp_path / "c", monkeypatch)
+    assert panels["DM, IPC 10"].get_xlim() == panels["Random, IPC 1"].get_xlim() == (-0.5, 4.5)
+
+
+def test_datasets_with_other_students_have_their_own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = make_table(ipcs=(10,))
+    other = table.assign(dataset="other", architecture=table["architecture"].replace("resnet", "swin"))
+    other["role"] = np.where(other["architecture"] == "vit", "proxy", "unseen")
+    panels = panels_of(pd.concat([table, other], ignore_index=True), LABELS, tmp_path / "c", monkeypatch)
+    ticks = {
+        title: [tick.get_text() for tick in axes.get_xticklabels() if tick.get_visible()]
+        for title, axes in panels.items()
+    }
+    assert ticks["CIFAR-10: DM, IPC 10"] == ["ConvNet\n(proxy)", "ResNet", "ViT", "MobileNet", "unseen\nmean"]
+    assert ticks["other: DM, IPC 10"] == ["ConvNet", "ViT\n(proxy)", "MobileNet", "swin", "unseen\nmean"]

@@ -106,14 +106,16 @@ def cross_architecture(
     panels = list(dict.fromkeys((one.dataset, one.stage1) for one in chosen))
     ipcs = sorted({one.ipc for one in chosen})
     points = _architecture_points(shown, labels)
-    order = [*(labels.architecture.get(one, one) for one in ordered(labels.architecture, shown["architecture"]))]
-    order = [_tick(name, shown, labels) for name in order] + [UNSEEN_MEAN]
+    networks = [labels.architecture.get(one, one) for one in ordered(labels.architecture, shown["architecture"])]
+    order = [_tick(name, role) for name in networks for role in (PROXY, UNSEEN)] + [UNSEEN_MEAN]
     colours = _colours(labels, names)
+    # Datasets may have other students, whose places on an axis are other ones.
+    alike = len({frozenset(own) for _, own in points.groupby("dataset")["place"]}) == 1
     with style():
         figure = Figure(
             figsize=(4.6 * max(1.0, len(names) / 8) * len(ipcs) + 0.4, 2.75 * len(panels) + 0.75), layout="constrained"
         )
-        grid = figure.subplots(len(panels), len(ipcs), squeeze=False, sharex=True, sharey="col")
+        grid = figure.subplots(len(panels), len(ipcs), squeeze=False, sharex=alike, sharey="col")
         for i, (dataset, stage1) in enumerate(panels):
             for j, ipc in enumerate(ipcs):
                 mine = points[(points.dataset == dataset) & (points.stage1 == stage1) & (points.ipc == ipc)]
@@ -122,14 +124,15 @@ def cross_architecture(
                 several = len({one for one, _ in panels}) > 1
                 grid[i, j].set_title(f"{labels.dataset.get(dataset, dataset)}: {title}" if several else title)
                 grid[i, j].set_ylabel("test accuracy (%)" if j == 0 else "")
+                if mine.empty and not alike:
+                    grid[i, j].set_xticks([])
         _legend(figure, names, labels, colours)
         return save(figure, path)
 
 
-def _tick(label: str, table: pd.DataFrame, labels: Labels) -> str:
-    """Label of an architecture on the axis, saying which one is the proxy."""
-    proxies = table.loc[table["role"] == PROXY, "architecture"].unique()
-    return f"{label}\n(proxy)" if label in {labels.architecture.get(one, one) for one in proxies} else label
+def _tick(label: str, role: str) -> str:
+    """Label of an architecture on the axis, saying that it is a proxy."""
+    return f"{label}\n(proxy)" if role == PROXY else label
 
 
 def _architecture_points(table: pd.DataFrame, labels: Labels) -> pd.DataFrame:
@@ -138,8 +141,9 @@ def _architecture_points(table: pd.DataFrame, labels: Labels) -> pd.DataFrame:
     for cell in cells(table):
         rows = students_of(table, cell)
         students = by_student(rows).reset_index()
+        roles = dict(zip(rows["architecture"], rows["role"], strict=True))
         for seed, architecture, value in students.itertuples(index=False, name=None):
-            place = _tick(labels.architecture.get(architecture, architecture), table, labels)
+            place = _tick(labels.architecture.get(architecture, architecture), roles[architecture])
             records.append({**cell._asdict(), "place": place, "seed": seed, LAST: value})
         unseen = rows[rows["role"] == UNSEEN]
         means = seed_means(unseen) if len(unseen) else pd.Series(dtype=float)
@@ -180,6 +184,9 @@ def _point_panel(
     axes.set_xlabel("")
     axes.tick_params(axis="x", length=0)
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    # A set that the study does not have at an IPC has no place, and panels that share the axis keep theirs.
+    if not places:
+        return
     if UNSEEN_MEAN in places:
         axes.axvspan(len(places) - 1.5, len(places) - 0.5, color="#F1F1F1", zorder=0, linewidth=0)
     axes.set_xlim(-0.5, len(places) - 0.5)
