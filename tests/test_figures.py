@@ -9,9 +9,10 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.lines import Line2D
 from tidy import LABELS, LADDER, make_table
 
-from diver.report import figures, galleries
+from diver.report import figures, galleries, sweeps
 from diver.report import pictures as report_pictures
 from diver.report.labels import Labels
 from diver.sets import UNIT, DistilledSet
@@ -171,3 +172,23 @@ def test_datasets_with_other_students_have_their_own_places(tmp_path: Path, monk
     }
     assert ticks["CIFAR-10: DM, IPC 10"] == ["ConvNet\n(proxy)", "ResNet", "ViT", "MobileNet", "unseen\nmean"]
     assert ticks["other: DM, IPC 10"] == ["ConvNet", "ViT\n(proxy)", "MobileNet", "swin", "unseen\nmean"]
+
+
+def test_a_legend_has_no_more_columns_than_fit() -> None:
+    handles = [Line2D([], [], label=f"inheritance + guidance everywhere {i}") for i in range(4)]
+    for width, columns in ((14.0, 4), (7.0, 2), (2.0, 1)):
+        figure = Figure(figsize=(width, 3), layout="constrained")
+        figures.legend_below(figure, handles, 4)
+        (legend,) = figure.legends
+        assert legend._ncols == columns
+
+
+def test_sweeps_on_several_datasets_name_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Figure] = []
+    monkeypatch.setattr(sweeps, "save", lambda figure, path: kept.append(figure) or (path, path))
+    table = make_table(ipcs=(10,))
+    for several in (table, pd.concat([table, table.assign(dataset="other")])):
+        sweeps.sweeps(several, LABELS, {"x": ["raw", "inheritance"]}, tmp_path / "s")
+    one, two = ([axes.get_title() for axes in figure.axes] for figure in kept)
+    assert [title.partition(",")[0] for title in one] == ["DM"]
+    assert [title.partition(",")[0] for title in two] == ["CIFAR-10: DM", "other: DM"]

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
@@ -198,7 +199,17 @@ def _legend(figure: Figure, names: Sequence[str], labels: Labels, colours: Mappi
         for name in names
         for label in [labels.stage2.get(name, name)]
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(names)), columnspacing=1.6)
+    legend_below(figure, handles, min(4, len(names)), columnspacing=1.6)
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], columns: int, **look: Any) -> None:
+    """A legend below the panels, in so many columns or as many as the figure is wide enough for."""
+    legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, **look)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    while columns > 1 and legend.get_window_extent(renderer).width > figure.bbox.width:
+        legend.remove()
+        columns -= 1
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, **look)
 
 
 def ladder(

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from diver.report.figures import GREY, SERIES, save, style
+from diver.report.figures import GREY, SERIES, legend_below, save, style
 from diver.tensorfile import TensorFileError, read_tensors
 
 PANELS = ("mean |skewness|", "mean |excess kurtosis|", "rejected by Jarque-Bera (%)")
@@ -55,7 +55,8 @@ def draw_normality(entries: Mapping[str, Normality], path: str | Path) -> tuple[
             axis.set_title(title)
             axis.set_xlabel("timestep of the inversion")
             axis.set_ylim(bottom=0)
-        figure.legend(loc="outside lower center", ncols=len(entries) + 1)
+        handles, _ = axes[0].get_legend_handles_labels()
+        legend_below(figure, handles, len(entries) + 1)
         return save(figure, path)
 
 

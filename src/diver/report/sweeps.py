@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diver.config.study import NONE
-from diver.report.figures import save, style
+from diver.report.figures import legend_below, save, style
 from diver.report.labels import Labels
 from diver.report.statistics import LAST, PROXY, UNSEEN, seed_means, t_interval
 from diver.study import MATCHED
@@ -30,6 +30,7 @@ def sweeps(
     keys = ["dataset", "stage1", "ipc"]
     swept = table.loc[table["stage2"].isin(points), keys].drop_duplicates().sort_values(keys)
     panels = [(str(d), str(s), int(i)) for d, s, i in swept.itertuples(index=False, name=None)]
+    several = len({dataset for dataset, _, _ in panels}) > 1
     with style():
         size = (3.4 * len(families) + 0.4, 2.7 * len(panels) + 0.6)
         figure = Figure(figsize=size, layout="constrained")
@@ -38,10 +39,11 @@ def sweeps(
             here = table[(table["dataset"] == dataset) & (table["stage1"] == stage1) & (table["ipc"] == ipc)]
             for axes, names in zip(row, families.values(), strict=True):
                 _panel(axes, here, names, [_value(labels.stage2.get(name, name)) for name in names])
-                axes.set_title(f"{labels.stage1.get(stage1, stage1)}, IPC {ipc}: {_family(labels, names)}")
+                title = f"{labels.stage1.get(stage1, stage1)}, IPC {ipc}: {_family(labels, names)}"
+                axes.set_title(f"{labels.dataset.get(dataset, dataset)}: {title}" if several else title)
             row[0].set_ylabel("accuracy (%)")
-        handles, texts = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, texts, loc="outside lower center", ncols=4)
+        handles, _ = grid[0, 0].get_legend_handles_labels()
+        legend_below(figure, handles, 4)
         return save(figure, path)
 
 
