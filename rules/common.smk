@@ -297,7 +297,8 @@ def shard_files(wildcards):
 
 
 DISPLAYED = {name: spec.shown for name, spec in DATASETS.items()}
-PAPER_TABLES = paper.plans(STUDY, {name: spec.published_name for name, spec in DATASETS.items()})
+PUBLISHED_NAMES = {name: spec.published_name for name, spec in DATASETS.items()}
+PAPER_TABLES = paper.plans(STUDY, PUBLISHED_NAMES)
 PUBLISHED_NUMBERS = STUDY.report.published or PUBLISHED
 SHOWN = cells.shown_cell(STUDY)
 

@@ -276,6 +276,7 @@ if NATIVE:
             natives=NATIVE,
             methods={name: entry.method for name, entry in STUDY.distill.items()},
             classes=class_counts(),
+            datasets=PUBLISHED_NAMES,
             names=display_names(),
             code=code("compare_systems"),
         message:

@@ -298,6 +298,7 @@ if STUDY.report.published:
         params:
             methods=choices.published_names(STUDY),
             departures=departures(),
+            datasets=PUBLISHED_NAMES,
             names=display_names(),
             code=code("compare_published"),
         message:

@@ -1,5 +1,7 @@
 """Published accuracies beside ours: what matches, what counts as reproduced, and what departs is said."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 from tidy import make_table
@@ -101,3 +103,14 @@ def test_departures_are_counted_against_the_published_settings() -> None:
     }
     assert departed.pop("herding") == ["encoder pixels (not named)"]
     assert not any(departed.values())
+
+
+def test_datasets_are_found_by_their_published_name_also_two_of_one_name() -> None:
+    table = make_table().assign(departures="")
+    both = pd.concat([table, table.assign(dataset="cifar10-64")], ignore_index=True)
+    labels = replace(LABELS, dataset={"cifar10": "CIFAR-10, 32", "cifar10-64": "CIFAR-10, 64"})
+    departures = {SetCell(name, 1, "dm"): "" for name in labels.dataset}
+    names = dict.fromkeys(labels.dataset, "CIFAR-10")
+    made = compare_published(both, published(26.0), {"dm": "dm"}, departures, labels, names)
+    assert made.data["dataset"].tolist() == ["cifar10", "cifar10-64"]
+    assert made.display["Dataset"].tolist() == ["CIFAR-10, 32", "CIFAR-10, 64"]

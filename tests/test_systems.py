@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from diver.recover.prototypes import (
 from diver.recover.sampler import KeyedNoise, run_chain
 from diver.recover.systems import SYSTEMS
 from diver.report.labels import Labels
+from diver.report.published import ACCURACY
 from diver.report.systems import NO_DATASET, NO_IPC, Cost, systems, time_of
 from diver.study import SetCell, artefact_paths, benchmark_path, native_entries
 
@@ -445,9 +447,11 @@ def test_table_of_systems_has_differences_costs_and_published_numbers(tmp_path: 
     published = pd.DataFrame(
         [
             {"method": "D4M", "variant": "soft", "dataset": "CIFAR-10", "ipc": "1", "architecture": "R18", "mean": 30.0,
-             "std": 0.5, "source": "a paper"},
+             "std": 0.5, "source": "a paper", "metric": ACCURACY},
+            {"method": "D4M", "variant": "soft", "dataset": "CIFAR-10", "ipc": "1", "architecture": "R18", "mean": 2.5,
+             "std": np.nan, "source": "a paper", "metric": "seconds per image"},
             {"method": "D4M", "variant": "soft", "dataset": "ImageNet-1K", "ipc": "full", "architecture": "R18",
-             "mean": 27.9, "std": np.nan, "source": "a paper"},
+             "mean": 27.9, "std": np.nan, "source": "a paper", "metric": ACCURACY},
         ]
     )  # fmt: skip
     labels = Labels(
@@ -475,9 +479,19 @@ def test_table_of_systems_has_differences_costs_and_published_numbers(tmp_path: 
     assert shown.loc[("D4M", ""), "s per image"] == "2.00"
     assert shown.loc[("D4M", ""), "shared preparation, s per class"] == "n/a"
     assert shown.loc[("D4M", "DIVER"), "published"] == "" and shown.loc[("Random", ""), "published"] == ""
-    for rows_of, text in ((published[1:], NO_DATASET), (published.assign(ipc="10"), NO_IPC)):
+    for rows_of, text in ((published[2:], NO_DATASET), (published.assign(ipc="10"), NO_IPC)):
         other = systems(students(values), labels, published=rows_of, **arguments)
         assert other.display.set_index(["Set", "Stage 2"]).loc[("D4M", ""), "published"] == text
+    sized = systems(students(values), replace(labels, dataset={"cifar10": "CIFAR-10, 32"}), published=published,
+                    datasets={"cifar10": "CIFAR-10"}, **arguments)  # fmt: skip
+    assert "30.0 ± 0.5 (R18, soft)" in sized.display["published"].tolist()
+
+
+def test_table_of_systems_has_the_ceiling_too() -> None:
+    values = [(stage1, "none", seed, 20.0 + seed) for stage1 in ("random", "d4m", "full") for seed in (0, 1)]
+    methods = {"random": "random", "d4m": "d4m"}
+    table = systems(students(values), Labels(), methods, ["d4m"], {}, {"cifar10": 10})
+    assert table.data["stage1"].tolist() == ["d4m", "full", "random"]
 
 
 def test_times_of_missing_or_foreign_benchmarks_are_unknown(tmp_path: Path) -> None:

@@ -23,5 +23,6 @@ with step_log(snakemake.log[0], snakemake.threads, "systems"):
         costs,
         params.classes,
         read_published(snakemake.input.published),
+        params.datasets,
     )
     write_table(table, *snakemake.output.table, snakemake.output.html)

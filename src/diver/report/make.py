@@ -116,18 +116,19 @@ def _products(one: _Report, datasets: Mapping[str, DatasetSpec]) -> Iterator[tup
     if stage1 and report.ladder:
         yield table("ablation", lambda: tables.ablation(results, labels, stage1, report.ladder))
         yield figure("ladder", lambda path: figures.ladder(results, labels, path, stage1, report.ladder))
-    for name, planned in plans(study, {name: spec.published_name for name, spec in datasets.items()}).items():
+    published = {name: spec.published_name for name, spec in datasets.items()}
+    for name, planned in plans(study, published).items():
         yield table(name, partial(_paper, one, planned))
     if report.published:
         names, differ = choices.published_names(study), choices.departures(study)
-        yield table("reproduced", lambda: compare_published(results, one.published(), names, differ, labels))
+        yield table("reproduced", lambda: compare_published(results, one.published(), names, differ, labels, published))
     if networks := choices.recorded_networks(study):
         yield table("recorded", lambda: compare_recorded(results, _recorded(one), networks, labels))
     if families := study.sweeps():
         yield figure("sweeps", lambda path: sweeps(results, labels, families, path))
     classes = {name: len(spec.classes) for name, spec in datasets.items()}
     if native_entries(study):
-        yield table("systems", partial(_systems, one, classes))
+        yield table("systems", partial(_systems, one, classes, published))
     yield table("quality", lambda: tables.quality(one.quality(), labels))
     yield figure("quality", lambda path: figures.quality(one.quality(), labels, path))
     galleries = {
@@ -144,7 +145,7 @@ def _products(one: _Report, datasets: Mapping[str, DatasetSpec]) -> Iterator[tup
         yield figure("phases", partial(_phases, one))
 
 
-def _systems(one: _Report, classes: Mapping[str, int]) -> Table:
+def _systems(one: _Report, classes: Mapping[str, int], published: Mapping[str, str]) -> Table:
     """Without the benchmarks of the rules, costs are missing in the table."""
     costs = {
         cell: Cost(*(time_of([one.at(path) for path in parts[part]]) for part in ("making", "own", "shared")))
@@ -152,7 +153,7 @@ def _systems(one: _Report, classes: Mapping[str, int]) -> Table:
     }
     methods = {name: entry.method for name, entry in one.study.distill.items()}
     natives = native_entries(one.study)
-    return systems(one.results, one.labels, methods, natives, costs, classes, one.published())
+    return systems(one.results, one.labels, methods, natives, costs, classes, one.published(), published)
 
 
 def _paper(one: _Report, planned: Mapping[str, Any]) -> Table:

@@ -1,5 +1,6 @@
 """Published accuracies of stage-1 methods beside those of our own sets."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,24 +28,26 @@ def compare_published(
     methods: Mapping[str, str],
     departures: Mapping[SetCell, str],
     labels: Labels,
+    published_datasets: Mapping[str, str] | None = None,
 ) -> Table:
     """A row per published accuracy of a method, dataset and IPC of the study; accuracies in percent.
 
     `methods`: the published name of each stage-1 entry. `departures`: how the settings of a set differ from the
     published ones, as text. A row with departures, of the set or of the students' protocol, is not called a
-    reproduction, whatever its number. Datasets and architectures are matched by their labels. Raises PublishedError
-    if nothing matches.
+    reproduction, whatever its number. `published_datasets`: the name of each dataset in the file of published numbers;
+    its label when left out. Architectures are matched by their labels. Raises PublishedError if nothing matches.
     """
     rows: list[dict[str, Any]] = []
     display: list[dict[str, str]] = []
-    datasets = {label: name for name, label in labels.dataset.items()}
-    architectures = {label: name for name, label in labels.architecture.items()}
+    datasets = published_datasets or labels.dataset
+    # Several datasets, of other sizes, may have one published name; so may networks of different datasets.
+    places = [(stage1, *pair) for stage1 in methods for pair in itertools.product(datasets, labels.architecture)]
     counted = published[(published["metric"] == ACCURACY) & published["ipc"].map(lambda ipc: isinstance(ipc, int))]
     for one in counted.to_dict("records"):
-        dataset, architecture = datasets.get(one["dataset"]), architectures.get(one["architecture"])
-        for stage1 in (name for name, method in methods.items() if method == one["method"]):
-            cell = SetCell(str(dataset), int(one["ipc"]), stage1)
-            if cell not in departures or architecture is None:
+        for stage1, dataset, architecture in places:
+            theirs = methods[stage1], datasets[dataset], labels.architecture[architecture]
+            cell = SetCell(dataset, int(one["ipc"]), stage1)
+            if cell not in departures or theirs != (one["method"], one["dataset"], one["architecture"]):
                 continue
             mine = table[
                 (table.dataset == dataset)
@@ -70,7 +73,7 @@ def compare_published(
             spread = "" if pd.isna(one["std"]) else f" ± {one['std']:.1f}"
             display.append(
                 {
-                    "Dataset": one["dataset"],
+                    "Dataset": labels.dataset.get(dataset, dataset),
                     "IPC": str(cell.ipc),
                     "Method": labels.stage1.get(stage1, stage1),
                     "Architecture": one["architecture"],

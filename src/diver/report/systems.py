@@ -11,6 +11,7 @@ import pandas as pd
 from diver.config.study import NONE
 from diver.report.forms import Table
 from diver.report.labels import Labels
+from diver.report.published import ACCURACY
 from diver.report.statistics import (
     LEVEL,
     PROXY,
@@ -71,12 +72,14 @@ def systems(
     costs: Mapping[SetCell, Cost],
     classes: Mapping[str, int],
     published: pd.DataFrame | None = None,
+    datasets: Mapping[str, str] | None = None,
 ) -> Table:
     """A row per set of the study at the matched scale: systems, what stage 2 makes of them, and the other sets.
 
     `table`: the tidy table of one study. `methods`: the method of each stage-1 entry; `natives`: entries that are
     diffusion-native systems. Systems are compared with the first entry that is none, if there is one, and sets of
     stage 2 with what they were made of; all comparisons are corrected together. `classes`: their number by dataset.
+    `datasets`: the name of each in the file of published numbers; its label when left out.
     Raises StatisticsError if students are missing.
     """
     rows = [cell for cell in labels.order_cells(cells(table)) if cell.scale == MATCHED]
@@ -89,7 +92,9 @@ def systems(
     display, data = [], []
     for cell in rows:
         students = students_of(table, cell)
-        numbers: dict[str, Any] = dict(cell._asdict(), method=methods[cell.stage1], native=cell.stage1 in natives)
+        numbers: dict[str, Any] = dict(
+            cell._asdict(), method=methods.get(cell.stage1, ""), native=cell.stage1 in natives
+        )
         texts: dict[str, str] = {
             "Dataset": labels.dataset.get(cell.dataset, cell.dataset),
             "IPC": str(cell.ipc),
@@ -104,7 +109,7 @@ def systems(
             numbers |= {f"difference_{role}_{key}": found[key] for key in KEPT if found}
         cost = costs.get(SetCell(cell.dataset, cell.ipc, cell.stage1, cell.stage2))
         texts.update(_cost(cost, cell, classes[cell.dataset], numbers))
-        texts["published"] = _published(published, cell, methods, natives, labels, numbers)
+        texts["published"] = _published(published, cell, methods, natives, datasets or labels.dataset, numbers)
         display.append(texts)
         data.append(numbers)
     shown = pd.DataFrame(display).fillna("")
@@ -136,14 +141,14 @@ def _published(
     cell: Cell,
     methods: Mapping[str, str],
     natives: Sequence[str],
-    labels: Labels,
+    datasets: Mapping[str, str],
     numbers: dict[str, Any],
 ) -> str:
     """Published accuracies of a system's own set at the dataset and IPC, or that there is none."""
     if published is None or cell.stage2 != NONE or cell.stage1 not in natives:
         return ""
-    of_method = published["method"].str.lower() == methods[cell.stage1].lower()
-    there = published[of_method & (published["dataset"] == labels.dataset.get(cell.dataset, cell.dataset))]
+    of_method = (published["method"].str.lower() == methods[cell.stage1].lower()) & (published["metric"] == ACCURACY)
+    there = published[of_method & (published["dataset"] == datasets.get(cell.dataset, cell.dataset))]
     rows = there[there["ipc"].astype(str) == str(cell.ipc)]
     numbers["published"], numbers["published_source"] = "", ""
     if rows.empty:
