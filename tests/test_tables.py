@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from tidy import LABELS, LADDER, make_table
 
+from diver.config.study import load_study
 from diver.report import forms, tables
 from diver.report import statistics as st
-from diver.report.labels import Labels
+from diver.report.labels import Labels, names_of
 from diver.report.statistics import Cell, Interval
 
 
@@ -205,3 +206,29 @@ def test_markdown_has_a_full_row_per_set(small: pd.DataFrame) -> None:
 def test_unknown_suffix_is_refused(cross: forms.Table, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is written as .csv, .tex, .html, .md"):
         forms.write_table(cross, tmp_path / "t.xlsx")
+
+
+def test_what_datasets_with_other_students_and_seeds_have_is_said(small: pd.DataFrame) -> None:
+    other = small[small["seed"] == 0].assign(dataset="other")
+    other["architecture"] = other["architecture"].replace("resnet", "swin")
+    ceiling = small[(small.stage1 == "dm") & (small.stage2 == "none")].assign(stage1="full", ipc=5000)
+    found = tables.cross_architecture(pd.concat([small, other, ceiling], ignore_index=True), LABELS)
+    networks = ["ConvNet (proxy)", "ResNet", "ViT", "MobileNet", "swin"]
+    assert list(found.display.columns)[4:] == [*networks, "unseen mean", "Δ unseen", "Δ proxy"]
+    text = "\n".join(found.legend)
+    assert "over 1 to 3 seeds;" in text
+    assert "Unseen mean (CIFAR-10): average over ResNet, ViT, MobileNet within" in text
+    assert "Unseen mean (other): average over ViT, MobileNet, swin within" in text
+    # Other seeds, and not more of them.
+    later = small.assign(dataset="other", seed=small["seed"] + 3)
+    assert "over 3 seeds;" in tables.cross_architecture(pd.concat([small, later]), LABELS).legend[0]
+
+
+def test_networks_of_one_label_are_told_apart() -> None:
+    study = load_study("config/default.yaml")
+    networks = {name: one.model_copy(update={"label": "Net"}) for name, one in study.students.architectures.items()}
+    alike = study.model_copy(update={"students": study.students.model_copy(update={"architectures": networks})})
+    alike.__dict__.pop("_students", None)
+    names = names_of(alike, {})["architecture"]
+    assert names == {name: f"Net ({name})" for name in networks}
+    assert names_of(study, {})["architecture"]["vit"] == study.students.architectures["vit"].label

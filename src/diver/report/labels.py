@@ -53,9 +53,23 @@ def names_of(study: Study, datasets: Mapping[str, str]) -> dict[str, dict[str, s
     return {
         "stage1": {**{name: entry.label for name, entry in study.distill.items()}, FULL: "all training images"},
         "stage2": {NONE: "stage-1 set", **{name: entry.label for name, entry in study.recover.items()}},
-        "architecture": {name: entry.label for name, entry in study.all_architectures().items()},
+        "architecture": _networks(study),
         "dataset": {name: datasets.get(name, name) for name in study.datasets},
     }
+
+
+def _networks(study: Study) -> dict[str, str]:
+    """Label of each architecture, with its short name where another one of a dataset has the same label."""
+    labels = {name: entry.label for name, entry in study.all_architectures().items()}
+    told = dict(labels)
+    for dataset in study.datasets:
+        here = [labels[name] for name in study.students_at(dataset).architectures]
+        told |= {
+            name: f"{labels[name]} ({name})"
+            for name in study.students_at(dataset).architectures
+            if here.count(labels[name]) > 1
+        }
+    return told
 
 
 def ordered(names: Mapping[str, str], present: Iterable[str]) -> list[str]:

@@ -29,6 +29,7 @@ from diver.report.tables import (
     difference_text,
     diverged_lines,
     protocol_lines,
+    seeds_text,
     without_constant,
 )
 from diver.study import MATCHED, SetCell
@@ -163,11 +164,10 @@ def _published(
 
 
 def _legend(table: pd.DataFrame, labels: Labels, control: str | None, differences: pd.DataFrame) -> list[str]:
-    seeds = table["seed"].nunique()
     against = f"; systems with {labels.stage1.get(control, control)}" if control is not None else ""
     lines = [
         f"Test accuracy in % after the last epoch: mean ± half width of the {100 * LEVEL:.0f} % t-interval over "
-        f"{seeds} seed{'' if seeds == 1 else 's'}, in parentheses the mean of each student's best test, which is "
+        f"{seeds_text(table)}, in parentheses the mean of each student's best test, which is "
         "chosen with the test images in sight; the unseen mean is over architectures within a seed.",
         *diverged_lines(int(table["diverged"].sum())),
         *protocol_lines(table),

@@ -138,7 +138,13 @@ def _assemble(
                 numbers.update({f"{name}_{key}": value for key, value in found.items()})
         display.append({**_row_names(cell, labels), **texts})
         data.append({**cell._asdict(), **numbers})
-    shown, title, keys = without_constant(pd.DataFrame(display).fillna(""), title, ROW_NAMES)
+    networks = [labels.architecture.get(name, name) for name in ordered(labels.architecture, table["architecture"])]
+    order = [*ROW_NAMES, *(text for name in networks for text in (f"{name} (proxy)", name)), "unseen mean"]
+    order += [column for _, columns in groups.values() for column in columns.values()]
+    # Datasets may have other students: those of the later ones belong before the mean too.
+    frame = pd.DataFrame(display)
+    frame = frame[[column for column in dict.fromkeys(order) if column in frame]]
+    shown, title, keys = without_constant(frame.fillna(""), title, ROW_NAMES)
     corrected = family if family is not None else next(iter(groups.values()))[0]
     lines = (*_legend(table, labels), *legend, *correction_lines(corrected))
     return Table(title, pd.DataFrame(data), shown, keys, keys - 1, lines)
@@ -219,21 +225,31 @@ def difference_text(differences: pd.DataFrame, cell: Cell, role: str) -> tuple[s
 
 
 def _legend(table: pd.DataFrame, labels: Labels) -> list[str]:
-    seeds = table.groupby("architecture")["seed"].nunique()
-    count = str(seeds.max()) if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
-    unseen = ordered(labels.architecture, table.loc[table["role"] == UNSEEN, "architecture"])
     lines = [
         "Test accuracy in % after the last epoch: mean ± half width of the 95 % t-interval over "
-        f"{count} seed{'' if count == '1' else 's'}; in parentheses the mean of each student's best test, which is "
+        f"{seeds_text(table)}; in parentheses the mean of each student's best test, which is "
         "chosen with the test images in sight.",
         *protocol_lines(table),
     ]
-    if unseen:
-        names = ", ".join(labels.architecture.get(name, name) for name in unseen)
+    over: dict[str, list[str]] = {}
+    for dataset, rows in table[table["role"] == UNSEEN].groupby("dataset"):
+        names = ordered(labels.architecture, rows["architecture"])
+        texts = ", ".join(labels.architecture.get(name, name) for name in names)
+        over.setdefault(texts, []).append(labels.dataset.get(str(dataset), str(dataset)))
+    for texts, datasets in over.items():
+        where = f" ({', '.join(datasets)})" if len(over) > 1 else ""
         lines.append(
-            f"Unseen mean: average over {names} within a seed; its interval is over seeds, for these architectures."
+            f"Unseen mean{where}: average over {texts} within a seed; its interval is over seeds, for these "
+            "architectures."
         )
     return lines + diverged_lines(int(table["diverged"].sum()))
+
+
+def seeds_text(table: pd.DataFrame) -> str:
+    """How many seeds each set and architecture has: '3 seeds', or '1 to 3 seeds' where they have not all the same."""
+    counts = table.groupby([*Cell._fields, "architecture"])["seed"].nunique()
+    low, high = counts.min(), counts.max()
+    return ("" if low == high else f"{low} to ") + f"{high} seed{'' if high == 1 else 's'}"
 
 
 def diverged_lines(count: int) -> list[str]:
