@@ -1,5 +1,6 @@
 """Released sets as a stage 1, and what their files record beside our students."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,6 +113,10 @@ def test_recorded_and_ours_stand_side_by_side() -> None:
     assert 0 < row["p"] <= 1
     assert row["best"] == pytest.approx(ours.loc[ours.architecture == "resnet", "accuracy_best"].mean())
     assert made.display["ours"].iloc[0].endswith(f" (best {row['best']:.1f}) (3)")
+    constant = table.assign(accuracy_last=10.0)
+    guessing = {"ResNet18": [0.1000001] * 3}
+    (row,) = compare_recorded(constant, [(cell, guessing)], {"resnet": "resnet18-dd"}, LABELS).data.to_dict("records")
+    assert math.isnan(row["p"])
     none_yet = compare_recorded(table[table.ipc == 1], [(cell, recorded)], {"resnet": "resnet18-dd"}, LABELS)
     assert none_yet.data.empty and none_yet.display.empty
     text = to_markdown(made)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -13,7 +14,7 @@ from diver.config.study import NONE
 from diver.report.forms import Table
 from diver.report.labels import Labels
 from diver.report.record import chain
-from diver.report.statistics import BEST, LAST, t_interval
+from diver.report.statistics import BEST, LAST, ROUNDING, t_interval
 from diver.report.tables import (
     diverged_lines,
     interval_text,
@@ -73,7 +74,8 @@ def compare_recorded(
             if students.empty:
                 continue
             found, best, diverged = students[LAST].tolist(), float(students[BEST].mean()), int(students.diverged.sum())
-            several = min(len(theirs), len(found)) > 1
+            # Without any spread, as of students that only guess, nothing can be tested.
+            several = min(len(theirs), len(found)) > 1 and max(np.ptp(theirs), np.ptp(found)) > ROUNDING
             p = float(stats.ttest_ind(theirs, found, equal_var=False).pvalue) if several else math.nan
             means = sum(theirs) / len(theirs), sum(found) / len(found)
             values = [means[0], len(theirs), means[1], len(found), means[1] - means[0], p, best, diverged]
