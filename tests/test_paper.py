@@ -1,5 +1,6 @@
 """Tables of a publication: each cell has ours, theirs and a verdict, or says why not; all from the tidy results."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,26 @@ def test_everything_is_made_again_from_the_tidy_table_alone(clone: Path, monkeyp
     files = sorted(path.relative_to("first") for path in Path("first").rglob("*.*"))
     assert len(files) == 6 * 4 + 3 * 3 + 1
     assert all((Path("first") / file).read_bytes() == (Path("second") / file).read_bytes() for file in files)
+
+
+def test_a_study_that_lies_elsewhere_is_reported_with_its_own_files(
+    clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(clone)
+    shutil.copytree("results/mine", tmp_path / "mine")
+    for folder, distance in ((clone / "results/mine", 1.0), (tmp_path / "mine", 2.0)):
+        (folder / "quality").mkdir()
+        names = {"dataset": "cifar10", "ipc": 1, "stage1": "dm", "stage2": "none"}
+        measures = dict.fromkeys(("high_frequency", "high_frequency_ratio", "coverage", "coverage_by_class"), 0.5)
+        about = {"neighbours": 5, "extractor": "e", "extractor_accuracy": "", "reference_images": 9}
+        rest = {"density": 1.0, "frechet": distance, "reference_seed": 0, "reference_high_frequency": 0.5}
+        pd.DataFrame([names | measures | about | rest]).to_csv(folder / "quality/cifar10.csv", index=False)
+    try:
+        result = CliRunner().invoke(app, ["report", str(tmp_path / "mine"), "--out", str(tmp_path / "out")])
+        assert result.exit_code == 0, result.output
+        assert pd.read_csv(tmp_path / "out/tables/quality.csv")["frechet"].tolist() == [2.0]
+    finally:
+        shutil.rmtree(clone / "results/mine/quality")
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,9 @@ def report(
         if missing := _lacking(students, loaded):
             raise UserError(f"{table}: {missing}; is {config} the study that it is of? Say which one by --study")
         folder = out or (results if results.is_dir() else results.parent)
-        made = make_all(loaded, specs, students, folder, root)
+        # Beside its table, a moved or another checkout's study has sets of its own.
+        home = results if results.is_dir() else table.parent.parent if table.parent.name == "tables" else None
+        made = make_all(loaded, specs, students, folder, root, home)
     if json_:
         print_json({"files": [str(path) for path in made.files], "skipped": made.skipped})
         return

@@ -40,9 +40,12 @@ class _Report:
     results: pd.DataFrame
     out: Path
     root: Path
+    home: Path
 
     def at(self, path: Path) -> Path:
-        return self.root / path
+        """Where a file of the study is: of its results in `home`, any other one under `root`."""
+        own = results_path(self.study)
+        return self.home / path.relative_to(own) if path.is_relative_to(own) else self.root / path
 
     def published(self) -> pd.DataFrame:
         return read_published(self.root / (self.study.report.published or PUBLISHED))
@@ -53,13 +56,19 @@ class _Report:
 
 
 def make_all(
-    study: Study, datasets: Mapping[str, DatasetSpec], results: pd.DataFrame, out: str | Path, root: str | Path = "."
+    study: Study,
+    datasets: Mapping[str, DatasetSpec],
+    results: pd.DataFrame,
+    out: str | Path,
+    root: str | Path = ".",
+    home: str | Path | None = None,
 ) -> Made:
     """Write every table (CSV, LaTeX, HTML, Markdown), figure (PNG, SVG, PDF) and metrics.json into `out`.
 
     `datasets`: their specifications. `results`: the tidy table, of all students or of some. `root`: the folder that
-    the study's paths start from; sets, a trajectory and measures of images are used where they are there. What cannot
-    be made, for want of a file or of students, is skipped and named in the result; nothing is ever trained.
+    the study's paths start from; `home`: the folder of its results, if not the one below `root`. Sets, a trajectory
+    and measures of images are used where they are there. What cannot be made, for want of a file or of students, is
+    skipped and named in the result; nothing is ever trained.
     """
     one = _Report(
         study,
@@ -67,6 +76,7 @@ def make_all(
         results,
         Path(out),
         Path(root),
+        Path(root) / results_path(study) if home is None else Path(home),
     )
     made = Made()
     for name, make in _products(one, datasets):
