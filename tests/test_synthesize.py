@@ -95,6 +95,34 @@ def test_what_was_prepared_is_taken_again_unless_settings_changed(
     assert asked[6:] == ["prototypes"] and not (tmp_path / "other/latents.npy").exists()
 
 
+def test_what_a_given_file_was_made_from_is_not_made(
+    monkeypatch: pytest.MonkeyPatch, files: list[str], tmp_path: Path
+) -> None:
+    out, folder = tmp_path / "set.safetensors", tmp_path / "other"
+    command = ["synthesize", "d4m", *files, "--out", str(out), "--set", "respacing='4'"]
+    assert run(monkeypatch, *command) == 0
+    first, given = out.read_bytes(), f"prototypes={tmp_path / 'set.run/prototypes.safetensors'}"
+    assert run(monkeypatch, *command, "--artefact", given, "--folder", str(folder)) == 0
+    assert out.read_bytes() == first and not folder.exists()
+    assert run(monkeypatch, *command, "--artefact", given, "--folder", str(folder), "--until", "latents") == 0
+    assert [path.name for path in folder.glob("*.npy")] == ["latents.npy"]
+
+
+@pytest.mark.parametrize(
+    ("system", "last", "given", "found"),
+    [
+        ("edits", "texts", [], {"captions", "features", "texts"}),
+        ("edits", "texts", ["features"], {"features", "texts"}),
+        ("edits", "features", ["texts"], {"captions", "features"}),
+        ("vlcp", "texts", ["captions"], {"captions", "latents", "texts"}),
+        ("vlcp", "texts", ["texts"], {"texts"}),
+        ("minimax", "tuned", [], {"latents", "tuned"}),
+    ],
+)
+def test_only_what_is_needed_is_prepared(system: str, last: str, given: list[str], found: set[str]) -> None:
+    assert preparing.needed(system, last, given) == found
+
+
 def test_minimax_tunes_in_full_precision_whatever_samples(
     monkeypatch: pytest.MonkeyPatch, files: list[str], tmp_path: Path
 ) -> None:

@@ -1,6 +1,6 @@
 """All that a system makes its set from, one artefact after the other: outside the workflow, without its rules."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def _features(work: Work, out: Path) -> None:
 
 def _texts(work: Work, out: Path) -> None:
     data, ipc, prior, config = work.data, work.ipc, work.prior, work.config
-    if "features" in work.made:
+    if work.system == "edits":
         features = Embedded.read(work.made["features"])
         found = edits_texts(features, data, ipc, prior, config, work.folder / "answers", work.progress)
     else:
@@ -95,6 +95,23 @@ MAKERS: dict[str, Callable[[Work, Path], None]] = {
     "features": _features,
     "texts": _texts,
 }
+# What each is made from, but for texts, where systems differ.
+SOURCES: dict[str, tuple[str, ...]] = {
+    "prototypes": ("latents",),
+    "statistics": ("latents",),
+    "tuned": ("latents",),
+    "features": ("captions",),
+}
+
+
+def needed(system: str, last: str, given: Iterable[str]) -> set[str]:
+    """Artefacts of a system that have to be there for `last`, without what those that are `given` are made from."""
+    if last in given:
+        return {last}
+    sources = SOURCES.get(last, ())
+    if last == "texts":
+        sources = ("features",) if system == "edits" else ("latents", "captions")
+    return {last}.union(*(needed(system, name, given) for name in sources))
 
 
 def prepare(
@@ -111,8 +128,8 @@ def prepare(
     """The prior, and where a system's artefacts are: those that are `given`, and in `folder` those that are not.
 
     load: reads the prior, with other options (of PriorOptions) than its own where some are given.
-    What an earlier run left in the folder is taken if it was made of the same files with the same settings. Stops after
-    the artefact `until`. Raises ValueError as the preparations do.
+    What an earlier run left in the folder is taken if it was made of the same files with the same settings. Makes what
+    the artefact `until` takes, the last one where left out. Raises ValueError as the preparations do.
     """
     prior, made = load(), dict(given or {})
     captions = shared.captions.of(data.dataset)
@@ -122,9 +139,10 @@ def prepare(
         **{"settings": config.model_dump(mode="json"), "shared": shared.model_dump(mode="json")},
         **{"given": {name: str(path) for name, path in made.items()}, "files": [stamps(path) for path in read]},
     }
+    wanted = needed(system, until or PREPARATIONS[system][-1].name, made)
     for artefact in PREPARATIONS[system]:
         name = artefact.name
-        if name not in made:
+        if name in wanted and name not in made:
             out, note = folder / f"{name}{artefact.suffix}", folder / f"{name}.settings.json"
             text = canonical_json(key)
             if not (out.exists() and note.exists() and note.read_text() == text):
@@ -135,6 +153,4 @@ def prepare(
                 MAKERS[name](work, out)
                 note.write_text(text)
             made[name] = out
-        if name == until:
-            break
     return prior, made
