@@ -172,6 +172,17 @@ def test_what_is_wrong_is_said_in_one_line(
     assert message in error and not (tmp_path / "set.safetensors").exists()
 
 
+def test_images_that_the_prior_does_not_take_are_refused_before_anything_is_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], files: list[str], tmp_path: Path
+) -> None:
+    data = Prepared.read(files[1])
+    grey = {"train_images": data.train_images[:, :1].clone(), "test_images": data.test_images[:, :1].clone()}
+    Prepared(**{**vars(data), **grey, "mean": (0.5,), "std": (0.25,)}).write(files[1])
+    assert run(monkeypatch, "synthesize", "edits", *files, "--out", str(tmp_path / "set.safetensors")) == 2
+    assert "takes 3 channels, images of tiny have 1" in capsys.readouterr().err
+    assert not (tmp_path / "set.run").exists()
+
+
 def test_systems_are_listed_with_their_settings(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,7 +21,7 @@ from diver.prior.base import Prior
 from diver.prior.stable_diffusion import StableDiffusionPrior
 from diver.progress import Progress
 from diver.recover.base import denoiser
-from diver.recover.latents import symmetric
+from diver.recover.latents import require_channels, symmetric
 from diver.recover.native import make_images, native_set, noised
 from diver.recover.sampler import KeyedNoise, run_chain
 from diver.recover.texts import TextPrototype, mean_latent, read_texts
@@ -30,7 +30,11 @@ from diver.tensorfile import file_checksum
 
 
 def image_prototypes(found: Sequence[TextPrototype], data: Prepared, prior: Prior, config: DualConfig) -> Tensor:
-    """Mean latents of the images of each prototype, float32 [len(found), c, h, w]; every image is encoded once."""
+    """Mean latents of the images of each prototype, float32 [len(found), c, h, w]; every image is encoded once.
+
+    Raises PriorError if the prior takes images of other channels.
+    """
+    require_channels(data, prior)
     places = sorted({place for one in found for place in one.images})
     parts = []
     for first in range(0, len(places), config.batch):

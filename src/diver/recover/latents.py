@@ -32,6 +32,15 @@ def symmetric(images: Tensor, size: int) -> Tensor:
     return F.interpolate(scaled, (size, size), mode="bilinear", antialias=True)
 
 
+def require_channels(data: Prepared, prior: Prior) -> None:
+    """Raise PriorError if the prior takes images of other channels than the data's."""
+    if data.train_images.shape[1] != prior.image_channels:
+        raise PriorError(
+            f"prior {prior.name} takes {prior.image_channels} channels, images of {data.dataset} have "
+            f"{data.train_images.shape[1]}"
+        )
+
+
 def chosen_images(labels: Tensor, classes: int, per_class: int | None, seed: int) -> Tensor:
     """Positions int64 of the images to encode, class-major and in the dataset's order within a class.
 
@@ -61,11 +70,7 @@ def encode_latents(
 
     Raises PriorError if the prior takes images of other channels, ValueError for a class without images.
     """
-    if data.train_images.shape[1] != prior.image_channels:
-        raise PriorError(
-            f"prior {prior.name} takes {prior.image_channels} channels, images of {data.dataset} have "
-            f"{data.train_images.shape[1]}"
-        )
+    require_channels(data, prior)
     chosen = chosen_images(data.train_labels, len(data.classes), config.per_class, config.seed)
     kind = np.dtype([("index", "<i8"), ("label", "<i8"), ("latent", np.dtype(config.dtype), prior.latent_shape)])
     path = Path(out)

@@ -10,7 +10,7 @@ from diver.data.prepared import Prepared
 from diver.prior.base import Prior, stamps
 from diver.progress import Progress, reporter
 from diver.recover.d3hr import class_statistics
-from diver.recover.latents import Latents, chosen_images, encode_latents
+from diver.recover.latents import Latents, chosen_images, encode_latents, require_channels
 from diver.recover.minimax import write_tuned
 from diver.recover.prototypes import find_prototypes, write_prototypes
 from diver.recover.texts import captions_by_place, edits_texts, spoken, vlcp_texts, write_texts
@@ -132,6 +132,8 @@ def prepare(
     the artefact `until` takes, the last one where left out. Raises ValueError as the preparations do.
     """
     prior, made = load(), dict(given or {})
+    # Before hours of captions.
+    require_channels(data, prior)
     captions = shared.captions.of(data.dataset)
     read = [*made.values(), *(Path(name) for name in (captions.source, captions.names) if name)]
     key = {
