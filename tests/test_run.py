@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diver.config.recover import PRESETS, SETTINGS, DIVERConfig, VAEConfig
+from diver.config.recover import PRESETS, SETTINGS, DIVERConfig, PReDDConfig, VAEConfig
 from diver.prior.base import Prior, PriorError
 from diver.recover import METHODS, run
 from diver.recover.run import cut, join, recover, recover_file
@@ -296,3 +296,12 @@ def test_presets_are_valid_and_published_values_stand() -> None:
         "predd-mtt": [(10, 10), (10, 10)],
         "predd-edf": [(10, 10), (10, 15)],
     }
+
+
+def test_levels_of_other_images_per_class_are_asked_for() -> None:
+    published: dict[str, Any] = PRESETS["predd-mtt"].settings
+    PReDDConfig(**published).require_levels(10)
+    with pytest.raises(ValueError, match=r"no levels for IPC 50 \(known: IPC 1, 10\); give forward_t and reverse_t"):
+        PReDDConfig(**published).require_levels(50)
+    PReDDConfig(**published, forward_t=15, reverse_t=15).require_levels(50)
+    PReDDConfig().require_levels(50)

@@ -89,6 +89,12 @@ class PReDDConfig(ChainConfig):
         return self.by_ipc.get(ipc, (self.forward_t, self.reverse_t))
 
     def require_levels(self, ipc: int) -> None:
+        # The defaults are DM's at IPC 10, which no one means who has given pairs for other IPCs.
+        if self.by_ipc and ipc not in self.by_ipc and not {"forward_t", "reverse_t"} <= self.model_fields_set:
+            raise ValueError(
+                f"by_ipc: no levels for IPC {ipc} (known: IPC {', '.join(map(str, self.by_ipc))}); give forward_t and "
+                "reverse_t"
+            )
         forward_t, reverse_t = self.levels(ipc)
         self._require("forward_t", forward_t, self.length() - 1)
         self._require("reverse_t", reverse_t, self.length())
