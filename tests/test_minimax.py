@@ -1,5 +1,6 @@
 """Minimax Diffusion: its two terms and memories, DiffFit's parameters, the fine-tuned prior as a directory."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -366,6 +367,20 @@ def test_the_product_is_a_prior_like_any_other(source: str, latents: Latents, da
     (tmp_path / "tuned" / FACTS).unlink()
     with pytest.raises(PriorError, match=r"minimax\.json: no record of a fine-tuned prior"):
         read_tuned(tmp_path / "tuned", prior)
+
+
+def test_a_tuned_prior_computes_and_runs_as_its_source(source: str, tmp_path: Path) -> None:
+    """Also one whose files set the constant of the published normalisation; its autoencoder in the same chunks."""
+    root = Path(shutil.copytree(source, tmp_path / "source"))
+    config = root / "transformer/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "norm_eps": 1e-6}))
+    given = (normal(3, 4, 4, 4), Level(500, 0.5, 0.5), torch.arange(3))
+    for arithmetic in ("diffusers", "published"):
+        prior = load_prior(root, PriorOptions(vae_chunk=2, dit_arithmetic=arithmetic), "cpu")
+        write_tuned(prior, tmp_path / arithmetic, {})
+        read, found = read_tuned(tmp_path / arithmetic, prior)
+        assert (found["options"]["dit_arithmetic"], read.vae_chunk) == (arithmetic, 2)
+        torch.testing.assert_close(read.predict(*given)[0], prior.predict(*given)[0])
 
 
 def test_names_of_two_classes_stand_for_neither(source: str, tmp_path: Path) -> None:

@@ -40,7 +40,9 @@ def plain_network(prior: Prior) -> DiTTransformer2DModel:
 
 def published_arithmetic(prior: Prior) -> bool:
     """Whether the network computes as `compute_as_published` sets it, which its files do not say."""
-    return bool(tunable(prior).network.transformer_blocks[0].norm3.eps == 1e-6)
+    embedder = tunable(prior).network.transformer_blocks[0].norm1.emb
+    # Not by the normalisation, whose constant files may have set.
+    return bool(getattr(embedder, "embedder", embedder).time_proj.downscale_freq_shift == 0)
 
 
 def write_tuned(prior: Prior, path: str | Path, found: dict[str, Any]) -> None:
@@ -72,14 +74,16 @@ def write_tuned(prior: Prior, path: str | Path, found: dict[str, Any]) -> None:
 
 
 def read_tuned(path: str | Path, prior: Prior) -> tuple[Prior, dict[str, Any]]:
-    """A directory of `write_tuned`, in the precision and on the device of the prior it was tuned from; its record.
+    """A directory of `write_tuned`, in the precision, on the device and in the chunks of the prior it was tuned from;
+    its record.
 
     Raises PriorError where it is damaged or another prior's.
     """
     path = Path(path)
     try:
         found = json.loads((path / FACTS).read_text())
-        options = PriorOptions(**found["options"], precision=prior.facts.get("precision", "fp32"))
+        run = {"precision": prior.facts.get("precision", "fp32"), "vae_chunk": prior.vae_chunk}
+        options = PriorOptions(**found["options"], **run)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PriorError(f"{path / FACTS}: no record of a fine-tuned prior ({error}); fine-tune it again") from error
     tuned = load_prior(path, options, prior.device)
