@@ -308,3 +308,6 @@ def test_anchor_controls_change_the_anchor_and_nothing_else(tiny_prior: Prior, t
     for settings in ({"anchor_blur": 1.0}, {"anchor_noise": 0.5}):
         unguided = recover(tiny_set, tiny_prior, "diver", DIVERConfig(gamma=0, **settings)).images
         assert torch.equal(unguided, recover(tiny_set, tiny_prior, "diver", DIVERConfig(gamma=0)).images)
+    DIVERConfig(anchor_blur=5)
+    with pytest.raises(ValueError, match=r"anchor_blur = 6: reaches past the 16 pixels"):
+        recover(tiny_set, tiny_prior, "diver", DIVERConfig(anchor_blur=6))

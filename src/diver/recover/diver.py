@@ -25,6 +25,11 @@ from diver.recover.base import LatentMap, denoiser, encode
 from diver.recover.sampler import Guidance, KeyedNoise, Observer, add_noise, run_chain
 
 
+def _reach(blur: float) -> int:
+    """Pixels to each side that a blur of this standard deviation takes in."""
+    return math.ceil(3 * blur)
+
+
 @dataclass(frozen=True)
 class Chain:
     """DIVER's chain for one prior and setting; `t_f` and `window` are indices of the prior's schedule, from 0."""
@@ -37,7 +42,12 @@ class Chain:
 
     @classmethod
     def of(cls, prior: Prior, config: DIVERConfig) -> "Chain":
-        """Raises ValueError if sigma is to be learned and the prior has none."""
+        """Raises ValueError if sigma is to be learned and the prior has none, or the blur is wider than an image."""
+        if _reach(config.anchor_blur) >= prior.image_size:
+            raise ValueError(
+                f"anchor_blur = {config.anchor_blur:g}: reaches past the {prior.image_size} pixels of {prior.name}'s "
+                f"images; take at most {(prior.image_size - 1) / 3:.3g}"
+            )
         schedule = prior.schedule(config.respacing)
         t_f, (low, high) = config.t_f - config.index_base, config.window()
         learned = config.sg_sigma == "learned" and config.sg_inject == "sample"
@@ -57,7 +67,7 @@ class Chain:
         if not (blur or added):
             return clean
         if blur:
-            images = gaussian_blur(images, [2 * math.ceil(3 * blur) + 1] * 2, [blur, blur])
+            images = gaussian_blur(images, [2 * _reach(blur) + 1] * 2, [blur, blur])
         if added:
             images = images + added * noise.draw("anchor", tuple(images.shape[1:]), images)
         return encode(images, self.prior, self.config, noise)
