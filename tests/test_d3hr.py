@@ -186,7 +186,7 @@ def test_some_images_of_each_class(data: Prepared, latents: Latents, tiny_prior:
 
 
 def test_what_does_not_fit_is_refused(data: Prepared, latents: Latents, tiny_prior: Prior, saved: Path) -> None:
-    with pytest.raises(ValueError, match="level 10: with respacing 'ddim10' levels lie in 1..9"):
+    with pytest.raises(ValueError, match=r"level 10 \(.* kept_levels\): with respacing 'ddim10' they lie in 1..9"):
         class_statistics(latents, data, tiny_prior, settings(level=10))
     with pytest.raises(ValueError, match="level = 10: with respacing 'ddim10' it must lie in 1..9"):
         made(data, tiny_prior, saved, level=10)

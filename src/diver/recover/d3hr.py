@@ -86,7 +86,8 @@ def class_statistics(
     schedule, levels = prior.schedule(config.respacing), config.levels()
     if levels[-1] >= len(schedule):
         raise ValueError(
-            f"level {levels[-1]}: with respacing {config.respacing!r} levels lie in 1..{len(schedule) - 1}"
+            f"level {levels[-1]} (the highest of level and kept_levels): with respacing {config.respacing!r} they lie "
+            f"in 1..{len(schedule) - 1}"
         )
     table = prior.class_table(data.classes, config.class_ids).to(prior.device)
     size, classes = latents.of(0)[0].numel(), range(len(data.classes))
