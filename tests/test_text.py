@@ -155,6 +155,14 @@ def test_outliers_are_in_no_cluster() -> None:
     assert cluster(points, 2, 0).labels.min() == 0
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_images_that_repeat_make_no_clusters_of_their_own() -> None:
+    points = torch.tensor([[0.0, 1.0], [2.0, 3.0]]).repeat(5, 1)
+    assert cluster(points, 2, 0).labels.unique().tolist() == [0, 1]
+    with pytest.raises(TextError, match="10 captioned images make 2 clusters, not 3: the others repeat them"):
+        cluster(points, 3, 0)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -191,6 +199,16 @@ def lines(path: Path, *rows: object) -> Path:
 def test_faults_of_a_captions_file_are_named_by_line(tmp_path: Path, row: object, said: str) -> None:
     path = lines(tmp_path / "captions.jsonl", {"file_name": "a/1.png", "text": "one"}, row)
     with pytest.raises(TextError, match=said):
+        read_captions(path)
+
+
+def test_captions_are_read_whole_or_the_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "captions.jsonl"
+    row = json.dumps({"file_name": "a/1.png", "text": "one\u2028and two\u0085"}, ensure_ascii=False)
+    path.write_text(f"{row}\r\n", encoding="utf-8")
+    assert read_captions(path) == {"a/1.png": "one and two"}
+    path.write_bytes(row.encode("utf-16"))
+    with pytest.raises(TextError, match=r"captions\.jsonl: cannot be read as text .*; give JSON lines in UTF-8"):
         read_captions(path)
 
 

@@ -39,7 +39,8 @@ def read_names(path: str | Path, count: int) -> list[str]:
 def read_captions(path: str | Path) -> dict[str, str]:
     """Captions by file name, in the file's order, white space normalised.
 
-    Raises TextError naming the file and the line: not JSON, no `file_name` or `text`, an empty text, a name twice.
+    Raises TextError naming the file and, for what is wrong in it, the line: not JSON, no `file_name` or `text`, an
+    empty text, a name twice.
     """
     path = Path(path)
     if not path.is_file():
@@ -47,8 +48,13 @@ def read_captions(path: str | Path) -> dict[str, str]:
             f"{path}: no such file; give JSON lines with file_name and text, or have captions made "
             "(source: attributes, or model)"
         )
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TextError(f"{path}: cannot be read as text ({error}); give JSON lines in UTF-8") from error
     found: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # Not by splitlines: JSON may hold the other ends of lines that Unicode has.
+    for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}: line {number}"

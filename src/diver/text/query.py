@@ -79,7 +79,7 @@ def cluster(points: Tensor, k: int, seed: int, contamination: float = 0.0) -> Cl
     """k-means with k clusters, ten starts, of points [N, D] without their outliers.
 
     contamination: share that the local outlier factor of ten neighbours takes out first; 0 takes none. Raises
-    TextError if fewer than k points are left.
+    TextError if fewer than k points are left, or fewer than k different ones.
     """
     from sklearn.cluster import KMeans
     from sklearn.neighbors import LocalOutlierFactor
@@ -95,6 +95,8 @@ def cluster(points: Tensor, k: int, seed: int, contamination: float = 0.0) -> Cl
             "contamination"
         )
     fitted = KMeans(k, n_init=10, random_state=seed % 2**32).fit(points[kept].numpy())
+    if (different := len(set(fitted.labels_.tolist()))) < k:
+        raise TextError(f"{len(kept)} captioned images make {different} clusters, not {k}: the others repeat them")
     labels = torch.full((len(points),), -1)
     labels[kept] = torch.from_numpy(fitted.labels_).long()
     return Clusters(points, labels, torch.from_numpy(fitted.cluster_centers_))
