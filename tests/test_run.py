@@ -285,6 +285,9 @@ def test_presets_are_valid_and_published_values_stand() -> None:
     assert (paper.t_f, paper.t_r, paper.window(), paper.gamma, paper.cfg_scale) == (25, 50, (25, 40), 0.1, 4.0)
     assert (paper.sg_sigma, paper.cfg_channels, paper.input_range, paper.sampler) == ("learned", 3, "raw", "ddim")
     assert DIVERConfig(**PRESETS["diver-paper-ncfm"].settings).gamma == 0.02
+    # The driver of its DDIM form takes a strided chain.
+    chains = {name: PRESETS[name].settings.get("respacing", "50") for name in ("mgd3", "manifoldgd-mgd3")}
+    assert chains == {"mgd3": "50", "manifoldgd-mgd3": "ddim50"}
     levels = {
         name: [SETTINGS["predd"](**PRESETS[name].settings).levels(ipc) for ipc in (1, 10)]  # type: ignore[attr-defined]
         for name in PRESETS

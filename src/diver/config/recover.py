@@ -210,7 +210,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "manifoldgd-mgd3": Preset(
         "diver",
-        {**_MGD3, "sg_inject": "clean"},
+        {**_MGD3, "sg_inject": "clean", "respacing": "ddim50"},
         "ManifoldGD's code, DDIM form of MGD3: moves the predicted clean latent",
     ),
 }
