@@ -17,6 +17,7 @@ from diver.config.base import ConfigError
 from diver.config.native import PREPARATIONS, PUBLISHED, SETTINGS, LatentsConfig
 from diver.config.native.d4m import D4MConfig
 from diver.config.native.mgd3 import MGD3Config
+from diver.config.prior import PriorOptions
 from diver.config.recover import PRESETS, DIVERConfig
 from diver.config.study import parse_study
 from diver.data.prepared import Prepared
@@ -302,6 +303,10 @@ def test_d4m_asks_stable_diffusion_in_words_and_leads_away_from_its_negative_pro
     ]
     assert asked[2].startswith("cat") and "wading bird" in asked[0] and "heavy objects" in asked[1]
     assert "cartoon, anime" in asked and not torch.equal(*images)
+    # One that the prior was given is not lost.
+    own = load_prior(stable_diffusion, PriorOptions(negative_prompt="bad"), "cpu")
+    made("d4m", cranes, own, prototypes, tmp_path, ipc=1)
+    assert asked[-1] == "bad"
 
 
 # MGD3.

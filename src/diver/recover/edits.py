@@ -2,8 +2,8 @@
 
 The prototypes are those of `texts`: the mean latent of some real images, and a text. With strength s the chain of K
 steps begins at index floor(K s) - 1 with the noised image prototype and goes to clean with classifier-free guidance
-(Dual Prototype Guidance). On Stable Diffusion the text is the prompt, and the prior's negative prompt is what guidance
-leads away from. A class-conditional prior cannot read: there the class takes the place of the prompt, and captions act
+(Dual Prototype Guidance). On Stable Diffusion the text is the prompt, and the negative prompt is what guidance leads
+away from. A class-conditional prior cannot read: there the class takes the place of the prompt, and captions act
 through the clusters and the choice of images alone; the texts are made and recorded all the same.
 """
 
@@ -66,6 +66,8 @@ def _synthesise(
     folder: Path | None = None,
 ) -> DistilledSet:
     """One image of each pair of prototypes. Raises TextError for a file that does not fit; `folder` is not used."""
+    if isinstance(prior, StableDiffusionPrior):
+        prior = replace(prior, negative_prompt=prior.negative_prompt or config.negative_prompt)
     found = read_texts(artefacts["texts"], data, ipc)
     prototypes, schedule = image_prototypes(found, data, prior, config), prior.schedule(config.respacing)
 

@@ -35,6 +35,16 @@ class NativeConfig(Model):
     )
 
 
+class ReadingConfig(NativeConfig):
+    """Settings of the systems that were published for a prior that reads."""
+
+    negative_prompt: str = Field(
+        "cartoon, anime, painting",
+        description="What guidance leads away from, for a prior that reads and was given no negative prompt of its "
+        "own; the released ones name such kinds of pictures.",
+    )
+
+
 class LatentsConfig(Model):
     """Latents of real training images, which all systems of a study share."""
 

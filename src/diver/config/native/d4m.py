@@ -4,12 +4,12 @@ from typing import Any
 
 from pydantic import Field
 
-from diver.config.native.base import LATENTS, PROTOTYPES, NativeConfig
+from diver.config.native.base import LATENTS, PROTOTYPES, ReadingConfig
 
 PREPARATION = (LATENTS, PROTOTYPES)
 
 
-class D4MConfig(NativeConfig):
+class D4MConfig(ReadingConfig):
     """Prototypes by mini-batch k-means on latents, each noised and denoised towards its class (D4M)."""
 
     cfg_scale: float = Field(8.0, ge=0, description="Classifier-free guidance scale; 1 is off.")
@@ -27,10 +27,6 @@ class D4MConfig(NativeConfig):
         False,
         description="Leave out the latents that do not fill a batch in all classes but the last, and there as well if "
         "they are fewer than the clusters, as the released code does.",
-    )
-    negative_prompt: str = Field(
-        "cartoon, anime, painting",
-        description="What guidance leads away from, for a prior that reads; D4M's names such kinds of pictures.",
     )
     from_prototypes: bool = Field(
         True, description="False takes a real latent drawn at random for each prototype, which is D4M's control."

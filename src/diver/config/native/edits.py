@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from diver.config.base import Respacing
-from diver.config.native.base import LATENTS, Artefact, NativeConfig
+from diver.config.native.base import LATENTS, Artefact, ReadingConfig
 from diver.config.text import MergeConfig
 
 CAPTIONS = Artefact("captions", "dataset", ".jsonl")
@@ -20,7 +20,7 @@ CLUSTERED_BY = (
 )
 
 
-class DualConfig(NativeConfig):
+class DualConfig(ReadingConfig):
     """What EDITS and VLCP share: a prototype in pictures and one in words for each image of the set."""
 
     respacing: Respacing = Field(
