@@ -27,7 +27,7 @@ from diver.prior.stable_diffusion import StableDiffusionPrior
 from diver.recover.d4m import class_texts
 from diver.recover.diver import Chain
 from diver.recover.latents import Latents, LatentsError, encode_latents, symmetric
-from diver.recover.native import image_keys, noised
+from diver.recover.native import image_keys, make_images, noised
 from diver.recover.prototypes import (
     PrototypesError,
     find_prototypes,
@@ -272,6 +272,18 @@ def test_images_depend_on_their_own_class_and_number_only(data: Prepared, tiny_p
     same = prototypes[:, :1].expand(-1, 2, -1, -1, -1).contiguous()
     pair = made("d4m", data, tiny_prior, same, tmp_path)
     assert (pair[0] - pair[1]).abs().max() > 1e-3
+
+
+def test_conditions_of_classes_are_not_repeated_for_their_images(data: Prepared, tiny_prior: Prior) -> None:
+    table, asked = torch.tensor([2, 0, 1]), list[list[int]]()
+
+    def sample(rows: Sequence[int], condition: Tensor, noise: KeyedNoise) -> Tensor:
+        asked.append(condition.tolist())
+        return torch.zeros(len(rows), *tiny_prior.latent_shape)
+
+    for conditions in (table, table.repeat_interleave(2)):
+        make_images(data, 2, tiny_prior, D4MConfig(batch=4), sample, conditions=conditions)
+    assert asked == [[2, 2, 0, 0], [1, 1, 1, 1]] * 2
 
 
 def test_classes_of_the_same_name_are_asked_for_by_their_meaning() -> None:

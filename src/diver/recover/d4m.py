@@ -59,7 +59,7 @@ def synthesise_d4m(
     conditions: Tensor | None = None
     if isinstance(prior, StableDiffusionPrior):
         prior = replace(prior, negative_prompt=prior.negative_prompt or config.negative_prompt)
-        conditions = prior.class_table(class_texts(data.classes), config.class_ids).repeat_interleave(ipc, 0)
+        conditions = prior.class_table(class_texts(data.classes), config.class_ids)
     schedule = prior.schedule(config.respacing)
 
     def sample(rows: Sequence[int], condition: Tensor, noise: KeyedNoise) -> Tensor:

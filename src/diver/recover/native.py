@@ -53,21 +53,23 @@ def make_images(
 ) -> Tensor:
     """Class-major images of a set, float32 [classes * ipc, C, S, S] in [-1, 1], clipped as pictures are.
 
-    `conditions`: one for each image, [classes * ipc, ...]; the class's own where left out. Every batch has the same
-    size (the last is filled up with its last image), so that what is computed does not depend on the others. Raises
-    PriorError if the prior has no condition for a class.
+    `conditions`: one for each class or each image, [classes, ...] or [classes * ipc, ...]; the class's own where left
+    out. Every batch has the same size (the last is filled up with its last image), so that what is computed does not
+    depend on the others. Raises PriorError if the prior has no condition for a class.
     """
     count = len(data.classes) * ipc
     if conditions is None:
-        table = prior.class_table(data.classes, config.class_ids)
-        conditions = table[torch.arange(len(data.classes), device=table.device).repeat_interleave(ipc)]
+        conditions = prior.class_table(data.classes, config.class_ids)
+    each = count // len(conditions)
     keys, size = image_keys(len(data.classes), ipc), config.output_size or data.train_images.shape[-1]
     batch, parts = min(config.batch, count), []
     for first in range(0, count, batch):
         rows = [min(i, count - 1) for i in range(first, first + batch)]
         noise = KeyedNoise(config.seed, [keys[i] for i in rows])
+        # Picked here: embedded prompts, repeated for all images of a large set, fill a GPU.
+        condition = conditions[[i // each for i in rows]].to(prior.device)
         with torch.inference_mode():
-            images = prior.decode(sample(rows, conditions[rows].to(prior.device), noise)).clamp(-1, 1)
+            images = prior.decode(sample(rows, condition, noise)).clamp(-1, 1)
             if images.shape[-2:] != (size, size):
                 images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
         parts.append(images[: count - first].to("cpu", copy=True))
