@@ -46,6 +46,13 @@ def test_respacing_refuses(bad: str) -> None:
         respace(ALPHAS, bad)
 
 
+def test_a_level_without_signal_is_refused() -> None:
+    rescaled = DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction").alphas_cumprod
+    with pytest.raises(ValueError, match="respacing '50': .* no signal at timestep 999; take 'ddim50'"):
+        respace(rescaled, "50")
+    assert respace(rescaled, "ddim50").level(49).signal > 0
+
+
 def test_ddim_equals_diffusers_in_float64() -> None:
     reference = DDIMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False)
     reference.set_timesteps(50)
