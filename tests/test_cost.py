@@ -8,7 +8,7 @@ import yaml
 
 from diver.checks import check_study
 from diver.cost import Estimate, Phase, chain_passes, load_rates, network_cost, reckon, seconds, shown
-from diver.cost.counting import prior_cost
+from diver.cost.counting import counts, prior_cost
 from diver.data.spec import load_dataset_spec
 
 ROOT = Path(__file__).parents[1]
@@ -26,6 +26,21 @@ def test_networks_are_counted_at_their_size() -> None:
     convolutions = 9 * 128 * (3 * 32**2 + 128 * 16**2 + 128 * 8**2)
     assert parameters == 320_010
     assert macs == convolutions + 128 * 4 * 4 * 10
+
+
+@pytest.mark.parametrize(
+    ("name", "images"),
+    [
+        ("cifar10", (50_000, 10_000)),
+        ("cifar10-held-out", (40_000, 10_000)),
+        ("fashion-mnist", (60_000, 10_000)),
+        ("imagenet1k", (1_281_167, 50_000)),
+        ("imagewoof5-64", (4344, 1860)),
+        ("imagenette-fastai", (9469, 3925)),
+    ],
+)
+def test_images_are_counted_before_they_are_here(tmp_path: Path, name: str, images: tuple[int, int] | None) -> None:
+    assert counts(load_dataset_spec(ROOT / f"config/datasets/{name}.yaml"), tmp_path) == images
 
 
 def test_passes_of_chains() -> None:

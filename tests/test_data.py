@@ -267,6 +267,13 @@ def run(tmp_path: Path) -> Run:
 # Layouts
 
 
+def test_number_of_images_is_checked(tmp_path: Path) -> None:
+    folder = lay(tmp_path, as_idx(splits(1)))
+    assert len(prepare(spec(channels=1, digest=None, images=(TRAIN, TEST)), folder).test_labels) == TEST
+    with pytest.raises(ContentError, match=rf"{TRAIN} training and {TEST} test images, expected \({TRAIN}, 7\)"):
+        prepare(spec(channels=1, digest=None, images=(TRAIN, 7)), folder)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_content(tmp_path: Path, layout: str, channels: int) -> None:
@@ -375,6 +382,14 @@ def test_download_is_verified_kept_and_not_repeated(run: Run, server: Server, ar
     first = run.out.read_bytes()
     assert run(of).digest() == digest_of(3) and len(server.asked) == 1 and run.said("is here already")
     assert run.out.read_bytes() == first
+
+
+def test_what_is_here_needs_no_lock(run: Run, server: Server, archive: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raw files may lie in a folder that others own, where no lock can be made."""
+    of = spec(server.source(archive))
+    run(of)
+    monkeypatch.setattr(sources, "alone", None)
+    assert run(of).digest() == digest_of(3)
 
 
 def test_damaged_raw_file_is_fetched_again(run: Run, server: Server, archive: bytes) -> None:

@@ -101,8 +101,12 @@ def counts(spec: DatasetSpec, root: Path) -> tuple[int, int] | None:
         with safe_open(path, framework="numpy") as file:
             train, test = (file.get_slice(f"{split}_labels").get_shape()[0] for split in ("train", "test"))
         return train, test
+    train, test = spec.images or (0, 0)
     if spec.pictures:
-        splits = (spec.pictures.train, spec.pictures.test)
-        found = [split.total or (split.most or 0) * len(spec.classes) for split in splits]
-        return (found[0], found[1]) if all(found) else None
-    return None
+        train, test = (
+            split.total or (split.most or 0) * len(spec.classes) for split in (spec.pictures.train, spec.pictures.test)
+        )
+    if spec.held_out and train:
+        test = spec.held_out * len(spec.classes)
+        train -= test
+    return (train, test) if train and test else None

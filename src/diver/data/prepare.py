@@ -36,6 +36,9 @@ def prepare(spec: DatasetSpec, raw: str | Path, source: str = "") -> Prepared:
         raise ContentError(
             f"{source}: images of {held} classes, and {spec.name} has {len(spec.classes)}: files of another dataset?"
         )
+    there = len(train.labels), len(test.labels)
+    if spec.images not in (None, there):
+        raise ContentError(f"{source}: {there[0]} training and {there[1]} test images, expected {spec.images}")
     _check_batches(spec, train, test, source)
     prepared = Prepared(
         train_images=_padded(train.images, spec.padding),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from diver.data.subsets import wnids
 
@@ -110,6 +110,11 @@ class DatasetSpec(Model):
         None, description="Subset of ImageNet-1K whose classes these are, or imagenet1k; `classes` is then left out."
     )
     pictures: Pictures | None = Field(None, description="Images are pictures in files, not arrays of one size.")
+    images: tuple[PositiveInt, PositiveInt] | None = Field(
+        None,
+        description="Training and test images at the source, of a dataset of arrays: checked, and reckoned with before "
+        "it is here; null: any number.",
+    )
     channels: int = Field(ge=1, le=4, description="Colour channels.")
     size: int = Field(ge=1, description="Height and width of the prepared images.")
     raw_size: int | None = Field(None, ge=1, description="Height and width at the source when zero-padded to `size`.")
@@ -151,6 +156,8 @@ class DatasetSpec(Model):
             raise ValueError("batches need at least one of training and one of test")
         if self.pictures and (self.channels != 3 or self.raw_size or self.batches):
             raise ValueError("pictures have 3 channels, no raw_size and no batches")
+        if self.pictures and self.images:
+            raise ValueError("images: of pictures, give pictures.train.total and pictures.test.total")
         if self.pictures and (self.pictures.short_side or self.size) < self.size:
             raise ValueError(f"pictures.short_side must not be below size = {self.size}")
         return self
