@@ -472,6 +472,22 @@ def test_dataset_is_guessed_from_the_name(name: str, dataset: str) -> None:
     assert guessed_dataset(Path("/somewhere") / name) == dataset
 
 
+@pytest.mark.parametrize(
+    ("meta", "dataset"),
+    [
+        ('{"dataset": "fashion-mnist"}', "fashion-mnist"),
+        ('{"dataset": "CIFAR10", "source_dataset": "cifar10-slice"}', "cifar10-slice"),
+        ('{"dataset": "of others"}', "cifar100"),
+        ("no JSON", "cifar100"),
+    ],
+)
+def test_dataset_is_what_an_export_says(tmp_path: Path, meta: str, dataset: str) -> None:
+    folder = tmp_path / "cifar100"
+    folder.mkdir()
+    (folder / "meta.json").write_text(meta)
+    assert guessed_dataset(folder) == guessed_dataset(folder / "images.pt") == dataset
+
+
 @pytest.mark.parametrize("name", ["imagenet_d4m_ipc10", "imagenet_a100_run", "ImageNet-C10"])
 def test_no_dataset_is_guessed_from_part_of_a_word(name: str) -> None:
     with pytest.raises(UserError, match="give --dataset"):

@@ -301,7 +301,7 @@ def import_(
         f"{out}: {list(one.images.shape)}, IPC {one.ipc}, values {low:.2f} to {high:.2f} read as {one.value_range.kind}"
     )
     print(f"form: {found.form}", *found.notes, sep="; ")
-    print(f"dataset: {one.dataset}{'' if dataset or found.form == 'own' else ', guessed from the name'}")
+    print(f"dataset: {one.dataset}{'' if dataset or found.form == 'own' else ', guessed'}")
     print(f"classes in the order of the labels: {', '.join(one.classes)}")
     for name, values in found.recorded.items():
         print(f"recorded for {name}: {_mean(values):.2f} % (mean of {len(values)})")

@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -40,8 +40,8 @@ SetArgument = Annotated[
 DatasetOption = Annotated[
     str | None,
     typer.Option(
-        help="Of a released set: a dataset of config/datasets or a subset of ImageNet (imagefruit, ...); guessed from "
-        "the file's name where that says it.",
+        help="Of a released set: a dataset of config/datasets or a subset of ImageNet (imagefruit, ...); guessed "
+        "where an export's meta.json or the file's name says it.",
         autocompletion=completed(dataset_names),
     ),
 ]
@@ -72,7 +72,18 @@ def dataset_facts(name: str) -> "tuple[tuple[str, ...], ValueRange, int | None]"
 
 
 def guessed_dataset(path: Path) -> str:
-    """The dataset that a file's name, or that of a folder above it, speaks of. Raises UserError if none does."""
+    """The dataset that an export of ours says, or that a file's name, or that of a folder above it, speaks of.
+
+    Raises UserError if none does.
+    """
+    from diver.importers.source import read_about
+    from diver.sets import SetError
+
+    # A meta.json of others need not be read for a dataset; where it is part of the set, the import refuses it.
+    with suppress(SetError):
+        about = read_about(path if path.is_dir() else path.parent)
+        if (said := about.source_dataset or about.dataset) in dataset_names():
+            return said
     # Longer names first: cifar10-slice is not cifar10.
     names = sorted(dataset_names(), key=len, reverse=True)
     for part in reversed(path.resolve().parts):

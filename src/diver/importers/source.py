@@ -28,6 +28,9 @@ class About(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
+    # Of a judge's form, `dataset` is the judge's name of it.
+    dataset: str = ""
+    source_dataset: str = ""
     classes: tuple[str, ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
