@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,17 @@ def test_presets_are_listed_and_shown(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert shown["method"] == "diver" and shown["settings"]["gamma"] == 0.02 and shown["settings"]["tiles"] == 2
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full: a full disk is not tried")
+def test_a_full_disk_behind_stdout_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], set_file: Path
+) -> None:
+    # Closing it tries to write again what it could not.
+    with suppress(OSError), open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert run(monkeypatch, "info", str(set_file)) == 2
+    assert capsys.readouterr().err == "diver: No space left on device\n"
+
+
 def test_released_set_is_imported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -141,6 +153,7 @@ def test_released_set_is_imported(
         (["--set", "gamma=-1"], "gamma"),
         (["--method", "divr"], "did you mean 'diver'"),
         (["--preset", "diver-papr"], "did you mean 'diver-paper'"),
+        (["--preset", "diver-paper", "--method", "vae"], "preset diver-paper is of diver"),
         (["--prior-set", "precison=bf16"], "did you mean 'precision'"),
         (["--classes", "1-2"], "FIRST:END"),
         (["--set", "t_f=50"], "t_f = 50"),

@@ -1,5 +1,6 @@
 """`diver`: single steps on a set of your own, without the workflow."""
 
+import errno
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,8 @@ def _mendable(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return str(error.strerror)
     return None
 
 

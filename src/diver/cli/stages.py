@@ -238,9 +238,12 @@ def recover(
     out: Annotated[Path, typer.Option(help="Where to write the recovered set.")],
     prior: PriorOption = PRIOR,
     method: Annotated[
-        str,
-        typer.Option(help="Stage-2 method; `diver methods` lists them.", autocompletion=completed(_recover_names)),
-    ] = "diver",
+        str | None,
+        typer.Option(
+            help="Stage-2 method, diver if neither it nor a preset is given; `diver methods` lists them.",
+            autocompletion=completed(_recover_names),
+        ),
+    ] = None,
     preset: Annotated[
         str | None,
         typer.Option(help="A published setting; `diver presets` lists them.", autocompletion=completed(_preset_names)),
@@ -274,9 +277,14 @@ def recover(
     from diver.config.recover import PRESETS, SETTINGS
 
     writable(out, set_file)
+    if method is not None:
+        known(method, SETTINGS, "--method")
     if preset is not None:
-        method = PRESETS[known(preset, PRESETS, "--preset")].method
-    known(method, SETTINGS, "--method")
+        own = PRESETS[known(preset, PRESETS, "--preset")].method
+        if method not in (None, own):
+            raise UserError(f"--method {method}: preset {preset} is of {own}; leave one of the two out")
+        method = own
+    method = method or "diver"
     config = settings(set_, SETTINGS[method], PRESETS[preset].settings if preset else None)
     options = settings(prior_set, PriorOptions, option="--prior-set")
     part = span(classes) if classes else None
