@@ -257,9 +257,10 @@ def compare(
         alike = likeness.get(name)
         print(f"{name}: {path}, IPC {sets[name].ipc}" + (f"; PSNR to {letters[0]}: {alike:.1f} dB" if alike else ""))
     print(comparison_table(found, comparisons, evaluation.labels()))
+    count = len(evaluation.seeds)
     print(
-        f"accuracy in % of {len(evaluation.seeds)} seeds: mean ± half width of the 95 % t-interval, best test in "
-        "parentheses; differences paired by seed, p of the paired t-test, corrected over the table by Holm"
+        f"accuracy in % of {count} seed{'' if count == 1 else 's'}: mean ± half width of the 95 % t-interval, best "
+        "test in parentheses; differences paired by seed, p of the paired t-test, corrected over the table by Holm"
     )
     print(evaluation.note())
 

@@ -94,7 +94,9 @@ def evaluate(
     table = [("network", "accuracy, %", "(best)", "seeds")]
     for name, of_network in found.items():
         one = Accuracies.of(of_network)
-        note = f"{len(of_network)} seeds" + (f", {one.diverged} diverged" if one.diverged else "")
+        note = f"{len(of_network)} seed{'' if len(of_network) == 1 else 's'}" + (
+            f", {one.diverged} diverged" if one.diverged else ""
+        )
         label = evaluation.architectures[name].label
         table.append((label, interval_text(one.interval()), f"({mean(one.best):.1f})", note))
     print(aligned(table))

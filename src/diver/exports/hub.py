@@ -120,7 +120,7 @@ def _card(distilled: DistilledSet, meta: dict[str, Any], images: list[bytes]) ->
         task_categories=["image-classification"],
         size_categories=[next(name for name, limit in sizes if count < limit)],
         tags=["dataset-distillation", "synthetic"],
-        pretty_name=f"{distilled.dataset}, {distilled.ipc} images per class, {made}",
+        pretty_name=f"{distilled.dataset}, {distilled.ipc} image{'' if distilled.ipc == 1 else 's'} per class, {made}",
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
     )
     if identifier == "other":
