@@ -1,12 +1,14 @@
 """The reverse chain: identities, parity with diffusers, closed-form guidance, keyed noise."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
 from diver.config.recover import DIVERConfig, PReDDConfig, RawConfig
-from diver.prior.base import Denoised, Prior
+from diver.prior.base import Denoised, Prior, PriorError
 from diver.prior.dit import DiTPrior
 from diver.prior.schedule import Schedule, linear_path, respace
 from diver.recover.diver import dit_schedule
@@ -46,11 +48,16 @@ def test_respacing_refuses(bad: str) -> None:
         respace(ALPHAS, bad)
 
 
-def test_a_level_without_signal_is_refused() -> None:
+def test_a_level_without_signal_is_refused_where_a_chain_has_it(tiny_prior: Prior, tiny_set: DistilledSet) -> None:
     rescaled = DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction").alphas_cumprod
-    with pytest.raises(ValueError, match="respacing '50': .* no signal at timestep 999; take 'ddim50'"):
-        respace(rescaled, "50")
-    assert respace(rescaled, "ddim50").level(49).signal > 0
+    prior = replace(tiny_prior, alphas_cumprod=rescaled.double(), prediction_type="v_prediction")
+    with pytest.raises(PriorError, match="no signal at timestep 999, .* as 'ddim50', which leaves its top out"):
+        recover(tiny_set, prior, "raw", RawConfig(respacing="5"))
+    for method, config in (
+        ("raw", RawConfig(respacing="ddim5")),
+        ("predd", PReDDConfig(respacing="5", forward_t=2, reverse_t=4)),
+    ):
+        assert recover(tiny_set, prior, method, config).images.isfinite().all()
 
 
 def test_ddim_equals_diffusers_in_float64() -> None:

@@ -62,6 +62,12 @@ class DiffusionPrior(Prior):
         return respace(self.alphas_cumprod, spacing)
 
     def resolve(self, predicted: Tensor, latents: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        # Schedules that are rescaled to end in noise alone have such a top; chains that begin below it do not meet it.
+        if level.signal == 0:
+            raise PriorError(
+                f"prior {self.name}: its schedule has no signal at timestep {level.timestep:g}, where no clean latent "
+                "follows from a noise estimate; take a strided respacing, as 'ddim50', which leaves its top out"
+            )
         return predicted, (latents - level.noise * predicted) / level.signal
 
 

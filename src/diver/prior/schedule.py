@@ -92,19 +92,9 @@ def levels_of(spacing: str, total: int) -> Tensor:
 
 
 def respace(alphas_cumprod: Tensor, spacing: str) -> Schedule:
-    """Thin the schedule of a diffusion, given as cumulative alphas [T].
-
-    Raises ValueError as `levels_of`, and for a chain with a level that has no signal, as schedules that are rescaled
-    to end in noise alone have at their top.
-    """
+    """Thin the schedule of a diffusion, given as cumulative alphas [T]. Raises ValueError as `levels_of`."""
     timesteps = levels_of(spacing, len(alphas_cumprod))
     alphas = alphas_cumprod.double()[timesteps]
-    # No clean latent follows from a noise estimate there.
-    if not (alphas > 0).all():
-        raise ValueError(
-            f"respacing {spacing!r}: the prior's schedule has no signal at timestep {int(timesteps[alphas <= 0][0])}; "
-            f"take 'ddim{len(timesteps)}', which leaves its top out"
-        )
     return Schedule(timesteps.double(), alphas.sqrt(), (1 - alphas).sqrt())
 
 
