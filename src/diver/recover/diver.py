@@ -46,7 +46,7 @@ class Chain:
         if _reach(config.anchor_blur) >= prior.image_size:
             raise ValueError(
                 f"anchor_blur = {config.anchor_blur:g}: reaches past the {prior.image_size} pixels of {prior.name}'s "
-                f"images; take at most {(prior.image_size - 1) / 3:.3g}"
+                f"images; take at most {(prior.image_size - 1) // 3}"
             )
         schedule = prior.schedule(config.respacing)
         t_f, (low, high) = config.t_f - config.index_base, config.window()
