@@ -501,6 +501,12 @@ def test_dataset_is_what_an_export_says(tmp_path: Path, meta: str, dataset: str)
     assert guessed_dataset(folder) == guessed_dataset(folder / "images.pt") == dataset
 
 
+def test_an_export_that_was_stopped_is_called_so_before_its_dataset_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "meta.json").write_text('{"form": "ddranking", "unfinished": true}')
+    with pytest.raises(UserError, match="an export that was stopped"):
+        guessed_dataset(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["imagenet_d4m_ipc10", "imagenet_a100_run", "ImageNet-C10"])
 def test_no_dataset_is_guessed_from_part_of_a_word(name: str) -> None:
     with pytest.raises(UserError, match="give --dataset"):

@@ -530,7 +530,9 @@ def test_numbered_folders_of_an_unsorted_dataset_need_an_order(tmp_path: Path) -
         found = pixels_of(read(tmp_path / "set", classes=WNIDS, class_order=order))
         expected = [drawn[str(order.index(name))][0] for name in WNIDS]
         assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
-    (tmp_path / "set" / "meta.json").write_text(json.dumps({"classes": sorted(WNIDS)}))
+    (tmp_path / "set" / "meta.json").write_text(
+        json.dumps({"classes": sorted(WNIDS), "dataset": None, "unfinished": "no"})
+    )
     told = read(tmp_path / "set", classes=WNIDS)
     assert said(told, "in the order of meta.json") and np.array_equal(pixels_of(told)[0], drawn["2"][0])
 

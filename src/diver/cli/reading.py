@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -74,16 +74,20 @@ def dataset_facts(name: str) -> "tuple[tuple[str, ...], ValueRange, int | None]"
 def guessed_dataset(path: Path) -> str:
     """The dataset that an export of ours says, or that a file's name, or that of a folder above it, speaks of.
 
-    Raises UserError if none does.
+    Raises UserError if none does, or the export was stopped.
     """
-    from diver.importers.source import read_about
+    from diver.importers.source import StoppedError, read_about
     from diver.sets import SetError
 
     # A meta.json of others need not be read for a dataset; where it is part of the set, the import refuses it.
-    with suppress(SetError):
+    try:
         about = read_about(path if path.is_dir() else path.parent)
         if (said := about.source_dataset or about.dataset) in dataset_names():
-            return said
+            return str(said)
+    except StoppedError as error:
+        raise UserError(str(error)) from error
+    except SetError:
+        pass
     # Longer names first: cifar10-slice is not cifar10.
     names = sorted(dataset_names(), key=len, reverse=True)
     for part in reversed(path.resolve().parts):

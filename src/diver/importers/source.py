@@ -23,21 +23,25 @@ FORMS = {
 }
 
 
+class StoppedError(SetError):
+    """An export that has not ended, of which nothing can be read."""
+
+
 class About(BaseModel):
     """What a meta.json beside the tensors may say; our own exports write all of it."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    # Of a judge's form, `dataset` is the judge's name of it.
-    dataset: str = ""
-    source_dataset: str = ""
+    # Of a judge's form, `dataset` is the judge's name of it; what these hold in files of others refuses nothing.
+    dataset: Any = None
+    source_dataset: Any = None
     classes: tuple[str, ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     lr: float | None = Field(None, gt=0, allow_inf_nan=False)
     zca: float | None = Field(None, gt=0, allow_inf_nan=False)
     steps: tuple[dict[str, Any], ...] = ()
-    unfinished: bool = False
+    unfinished: Any = None
 
 
 def read_about(folder: Path) -> About:
@@ -49,8 +53,8 @@ def read_about(folder: Path) -> About:
     except (ValueError, OSError) as error:  # ValidationError is a ValueError
         reason = " ".join(str(error).split())[:120]
         raise SetError(f"{path}: not a description of a set ({reason}); mend it or take it away") from error
-    if about.unfinished:
-        raise SetError(f"{folder}: an export that was stopped: make it again by the same command")
+    if about.unfinished is True:
+        raise StoppedError(f"{folder}: an export that was stopped: make it again by the same command")
     return about
 
 
