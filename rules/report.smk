@@ -299,6 +299,7 @@ if STUDY.report.published:
             methods=choices.published_names(STUDY),
             departures=departures(),
             datasets=PUBLISHED_NAMES,
+            networks=choices.published_networks(STUDY),
             names=display_names(),
             code=code("compare_published"),
         message:

@@ -114,3 +114,13 @@ def test_datasets_are_found_by_their_published_name_also_two_of_one_name() -> No
     made = compare_published(both, published(26.0), {"dm": "dm"}, departures, labels, names)
     assert made.data["dataset"].tolist() == ["cifar10", "cifar10-64"]
     assert made.display["Dataset"].tolist() == ["CIFAR-10, 32", "CIFAR-10, 64"]
+
+
+def test_networks_that_tables_tell_apart_are_found_by_their_published_name() -> None:
+    table = make_table().assign(departures="")
+    labels = replace(LABELS, architecture={"convnet": "ConvNet-3 (convnet)", "resnet": "ConvNet-3 (resnet)"})
+    names = dict.fromkeys(labels.architecture, "ConvNet-3")
+    departures = {SetCell("cifar10", 1, "dm"): ""}
+    made = compare_published(table, published(26.0), {"dm": "dm"}, departures, labels, published_networks=names)
+    assert made.data["architecture"].tolist() == ["convnet", "resnet"]
+    assert made.display["Architecture"].tolist() == ["ConvNet-3 (convnet)", "ConvNet-3 (resnet)"]

@@ -14,5 +14,6 @@ with step_log(snakemake.log[0], snakemake.threads, "published accuracies"):
     departures = {SetCell(**cell): text for cell, text in params.departures}
     results = pd.read_csv(snakemake.input.results, keep_default_na=False)
     published = read_published(snakemake.input.published)
-    table = compare_published(results, published, params.methods, departures, Labels(**params.names), params.datasets)
+    names, given = Labels(**params.names), (params.datasets, params.networks)
+    table = compare_published(results, published, params.methods, departures, names, *given)
     write_table(table, *snakemake.output.table, snakemake.output.html)

@@ -112,6 +112,11 @@ def published_names(study: Study) -> dict[str, str]:
     return {name: entry.published or entry.label for name, entry in study.distill.items()}
 
 
+def published_networks(study: Study) -> dict[str, str]:
+    """Published name of each architecture: the study's label, without what tables tell two by."""
+    return {name: one.label for name, one in study.all_architectures().items()}
+
+
 def _title(study: Study, stage1: str) -> str:
     return study.distill[stage1].label
 

@@ -131,9 +131,13 @@ def _products(one: _Report, datasets: Mapping[str, DatasetSpec]) -> Iterator[tup
         yield table(name, partial(_paper, one, planned))
     if report.published:
         names, differ = choices.published_names(study), choices.departures(study)
-        yield table("reproduced", lambda: compare_published(results, one.published(), names, differ, labels, published))
-    if networks := choices.recorded_networks(study):
-        yield table("recorded", lambda: compare_recorded(results, _recorded(one), networks, labels))
+        networks = choices.published_networks(study)
+        yield table(
+            "reproduced",
+            lambda: compare_published(results, one.published(), names, differ, labels, published, networks),
+        )
+    if recorded := choices.recorded_networks(study):
+        yield table("recorded", lambda: compare_recorded(results, _recorded(one), recorded, labels))
     if families := study.sweeps():
         yield figure("sweeps", lambda path: sweeps(results, labels, families, path))
     classes = {name: len(spec.classes) for name, spec in datasets.items()}

@@ -29,23 +29,25 @@ def compare_published(
     departures: Mapping[SetCell, str],
     labels: Labels,
     published_datasets: Mapping[str, str] | None = None,
+    published_networks: Mapping[str, str] | None = None,
 ) -> Table:
     """A row per published accuracy of a method, dataset and IPC of the study; accuracies in percent.
 
     `methods`: the published name of each stage-1 entry. `departures`: how the settings of a set differ from the
     published ones, as text. A row with departures, of the set or of the students' protocol, is not called a
-    reproduction, whatever its number. `published_datasets`: the name of each dataset in the file of published numbers;
-    its label when left out. Architectures are matched by their labels. Raises PublishedError if nothing matches.
+    reproduction, whatever its number. `published_datasets`, `published_networks`: the names of datasets and
+    architectures in the file of published numbers; their labels when left out. Raises PublishedError if nothing
+    matches.
     """
     rows: list[dict[str, Any]] = []
     display: list[dict[str, str]] = []
-    datasets = published_datasets or labels.dataset
-    # Several datasets, of other sizes, may have one published name; so may networks of different datasets.
-    places = [(stage1, *pair) for stage1 in methods for pair in itertools.product(datasets, labels.architecture)]
+    datasets, networks = published_datasets or labels.dataset, published_networks or labels.architecture
+    # Several datasets, of other sizes, may have one published name; so may networks.
+    places = [(stage1, *pair) for stage1 in methods for pair in itertools.product(datasets, networks)]
     counted = published[(published["metric"] == ACCURACY) & published["ipc"].map(lambda ipc: isinstance(ipc, int))]
     for one in counted.to_dict("records"):
         for stage1, dataset, architecture in places:
-            theirs = methods[stage1], datasets[dataset], labels.architecture[architecture]
+            theirs = methods[stage1], datasets[dataset], networks[architecture]
             cell = SetCell(dataset, int(one["ipc"]), stage1)
             if cell not in departures or theirs != (one["method"], one["dataset"], one["architecture"]):
                 continue
@@ -76,7 +78,7 @@ def compare_published(
                     "Dataset": labels.dataset.get(dataset, dataset),
                     "IPC": str(cell.ipc),
                     "Method": labels.stage1.get(stage1, stage1),
-                    "Architecture": one["architecture"],
+                    "Architecture": labels.architecture.get(architecture, architecture),
                     "published": f"{one['mean']:.1f}{spread}",
                     "ours": reported_text(found, reported, last, best, diverged),
                     "students": str(found.n),
