@@ -160,7 +160,11 @@ def alone(path: Path, tell: Say) -> Iterator[None]:
             except OSError:
                 tell(f"  {path.parent} is on a file system without locks; no other process may write there meanwhile")
             # Who had the lock has removed its file; a lock of a file that is gone keeps nobody out.
-            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            try:
+                mine = os.path.samestat(os.fstat(file.fileno()), path.stat())
+            except FileNotFoundError:
+                mine = False
+            if not mine:
                 continue
             try:
                 yield
