@@ -603,8 +603,10 @@ def test_bad_specifications(tmp_path: Path, text: str, message: str) -> None:
     assert message in str(error.value) and str(tmp_path) in str(error.value)
 
 
-def test_extending_takes_all_but_name_label_and_digest(tmp_path: Path) -> None:
-    (tmp_path / "base.yaml").write_text(spec(name="base", label="Base", digest="0" * 64).model_dump_json())
+def test_extending_takes_all_but_what_is_the_bases_own(tmp_path: Path) -> None:
+    base = spec(name="base", label="Base", digest="0" * 64, pictures=None, images=(20, 6))
+    (tmp_path / "base.yaml").write_text(base.model_dump_json())
     (tmp_path / "part.yaml").write_text("extends: base\nsize: 4\n")
     part = load_dataset_spec(tmp_path / "part.yaml")
-    assert part == spec(name="part", size=4) and (part.label, part.digest) == ("", None)
+    assert part == spec(name="part", size=4, pictures=None)
+    assert (part.label, part.digest, part.images) == ("", None, None)

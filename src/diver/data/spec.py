@@ -181,7 +181,7 @@ class DatasetSpec(Model):
 def load_dataset_spec(path: str | Path) -> DatasetSpec:
     """Read a dataset's YAML. Raises SpecError that names the file, each key at fault and the nearest valid key.
 
-    `extends: NAME` takes what is not said from NAME.yaml beside it, all but its names and digest.
+    `extends: NAME` takes what is not said from NAME.yaml beside it, all but its names, digest and number of images.
     """
     path = Path(path)
     try:
@@ -207,7 +207,7 @@ def _content(path: Path, extending: tuple[Path, ...]) -> Any:
     base = _content(path.with_name(f"{content.pop('extends')}.yaml"), (*extending, path))
     if not isinstance(base, dict):
         raise SpecError(f"{path}: extends: a file that is no mapping")
-    for key in ("label", "published", "digest", *(("classes",) if "subset" in content else ())):
+    for key in ("label", "published", "digest", "images", *(("classes",) if "subset" in content else ())):
         base.pop(key, None)
     return {**base, "name": path.stem, **content}
 
