@@ -43,7 +43,7 @@ class Chain:
     @classmethod
     def of(cls, prior: Prior, config: DIVERConfig) -> "Chain":
         """Raises ValueError if sigma is to be learned and the prior has none, or the blur is wider than an image."""
-        if _reach(config.anchor_blur) >= prior.image_size:
+        if config.gamma and _reach(config.anchor_blur) >= prior.image_size:
             raise ValueError(
                 f"anchor_blur = {config.anchor_blur:g}: reaches past the {prior.image_size} pixels of {prior.name}'s "
                 f"images; take at most {(prior.image_size - 1) // 3}"
@@ -64,7 +64,8 @@ class Chain:
     def _anchor(self, images: Tensor, clean: Tensor, noise: KeyedNoise) -> Tensor:
         """The clean latent, or that of an image whose artefacts were smoothed away or added to, for the controls."""
         blur, added = self.config.anchor_blur, self.config.anchor_noise
-        if not (blur or added):
+        # Without guidance an anchor of any width is not looked at.
+        if not (self.config.gamma and (blur or added)):
             return clean
         if blur:
             images = gaussian_blur(images, [2 * _reach(blur) + 1] * 2, [blur, blur])
