@@ -189,8 +189,8 @@ def test_stable_diffusion_reads_the_texts(
     stable_diffusion: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    """The text is the prompt as it stands, counted by the prior's own tokenizer; without one of the prior's, the
-    negative prompt is D4M's."""
+    """The text is the prompt as it stands, counted by the prior's own tokenizer; the negative prompt is what the
+    settings say, else the prior's, and without either D4M's."""
     options = PriorOptions(prompt="wrapped {} in", negative_prompt="bad")
     prior, plain = (load_prior(stable_diffusion, one, "cpu") for one in (options, PriorOptions()))
     config = EDITSConfig(respacing="ddim4", text="best_caption", merge=MergeConfig(max_tokens=16))
@@ -206,12 +206,19 @@ def test_stable_diffusion_reads_the_texts(
         sets.append(synthesise_edits(data, IPC, prior, config, artefacts=artefacts))
     assert sets[0].steps[0].parameters["condition"] == "text"
     assert not torch.allclose(sets[0].images, sets[1].images, atol=1e-3)
-    for name, change in (("own", {"negative_prompt": "not asked"}), ("else", {}), ("none", {"negative_prompt": ""})):
-        asked, other = prior if name == "own" else plain, config.model_copy(update=change)
-        artefacts = {"texts": tmp_path / "own.jsonl"}
-        sets.append(synthesise_edits(data, IPC, asked, other, artefacts=artefacts))
-    assert torch.equal(sets[0].images, sets[2].images)
-    assert not torch.allclose(sets[3].images, sets[4].images, atol=1e-3)
+    artefacts, released = {"texts": tmp_path / "own.jsonl"}, "cartoon, anime, painting"
+    for asked, text, said in (
+        *((plain, "bad", "bad"), (prior, "", ""), (plain, None, released), (plain, released, released)),
+        (prior, None, "bad"),
+    ):
+        sets.append(
+            synthesise_edits(data, IPC, asked, config.model_copy(update={"negative_prompt": text}), artefacts=artefacts)
+        )
+        assert sets[-1].steps[0].parameters["negative_prompt"] == said
+    assert torch.equal(sets[0].images, sets[2].images) and torch.equal(sets[0].images, sets[6].images)
+    assert torch.equal(sets[4].images, sets[5].images)
+    for other in (sets[3], sets[4]):
+        assert not torch.allclose(sets[2].images, other.images, atol=1e-3)
 
 
 def test_the_ablation_grid_is_a_study() -> None:

@@ -319,6 +319,11 @@ def test_d4m_asks_stable_diffusion_in_words_and_leads_away_from_its_negative_pro
     own = load_prior(stable_diffusion, PriorOptions(negative_prompt="bad"), "cpu")
     made("d4m", cranes, own, prototypes, tmp_path, ipc=1)
     assert asked[-1] == "bad"
+    # But what is asked of the system itself is not passed over.
+    made("d4m", cranes, own, prototypes, tmp_path, ipc=1, negative_prompt="anime")
+    assert asked[-1] == "anime"
+    made("d4m", cranes, prior, prototypes, tmp_path, ipc=1)
+    assert asked[-1] == "cartoon, anime, painting"
 
 
 # MGD3.

@@ -58,7 +58,8 @@ def synthesise_d4m(
     prototypes, found = read_prototypes(artefacts["prototypes"], len(data.classes), ipc, prior)
     conditions: Tensor | None = None
     if isinstance(prior, StableDiffusionPrior):
-        prior = replace(prior, negative_prompt=prior.negative_prompt or config.negative_prompt)
+        config = config.led_away(prior.negative_prompt)
+        prior = replace(prior, negative_prompt=config.negative_prompt)
         conditions = prior.class_table(class_texts(data.classes), config.class_ids)
     schedule = prior.schedule(config.respacing)
 

@@ -1,7 +1,7 @@
 """What the settings of all diffusion-native systems share, and how what they prepare is declared."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field
 
@@ -38,11 +38,16 @@ class NativeConfig(Model):
 class ReadingConfig(NativeConfig):
     """Settings of the systems that were published for a prior that reads."""
 
-    negative_prompt: str = Field(
-        "cartoon, anime, painting",
-        description="What guidance leads away from, for a prior that reads and was given no negative prompt of its "
-        "own; the released ones name such kinds of pictures.",
+    negative_prompt: str | None = Field(
+        None,
+        description="What guidance leads away from, for a prior that reads. When left out, the negative prompt that "
+        "the prior was given, and without one the released 'cartoon, anime, painting'.",
     )
+
+    def led_away(self, own: str) -> Self:
+        """With the negative prompt that these settings ask of a prior whose own is `own`."""
+        text = own or "cartoon, anime, painting" if self.negative_prompt is None else self.negative_prompt
+        return self.model_copy(update={"negative_prompt": text})
 
 
 class LatentsConfig(Model):
