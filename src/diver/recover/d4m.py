@@ -4,7 +4,8 @@ With p a centre of mini-batch k-means on the clean latents of a class, n unit no
 steps begins at index floor(K s) - 1 with z = signal p + noise level n, and goes to clean with classifier-free guidance
 towards the class: its embedding on DiT, its text on Stable Diffusion, all names of its synset in the prior's `prompt`,
 away from a negative prompt.
-DDIM is the stepping rule here, on whichever schedule the prior has.
+DDIM is the stepping rule here, on whichever schedule the prior has: of Stable Diffusion's 1000 timesteps, 50 steps at
+s = 0.7 run from 693 in 35 calls, where the released PNDM takes 36 from 701.
 
 Training-time matching, the soft labels of the paper, is the students' protocol soft-fkd.
 """
@@ -58,8 +59,8 @@ def synthesise_d4m(
     prototypes, found = read_prototypes(artefacts["prototypes"], len(data.classes), ipc, prior)
     conditions: Tensor | None = None
     if isinstance(prior, StableDiffusionPrior):
-        config = config.led_away(prior.negative_prompt)
-        prior = replace(prior, negative_prompt=config.negative_prompt)
+        text = config.led_away(prior.negative_prompt)
+        prior, config = replace(prior, negative_prompt=text), config.model_copy(update={"negative_prompt": text})
         conditions = prior.class_table(class_texts(data.classes), config.class_ids)
     schedule = prior.schedule(config.respacing)
 

@@ -67,8 +67,8 @@ def _synthesise(
 ) -> DistilledSet:
     """One image of each pair of prototypes. Raises TextError for a file that does not fit; `folder` is not used."""
     if isinstance(prior, StableDiffusionPrior):
-        config = config.led_away(prior.negative_prompt)
-        prior = replace(prior, negative_prompt=config.negative_prompt)
+        text = config.led_away(prior.negative_prompt)
+        prior, config = replace(prior, negative_prompt=text), config.model_copy(update={"negative_prompt": text})
     found = read_texts(artefacts["texts"], data, ipc)
     prototypes, schedule = image_prototypes(found, data, prior, config), prior.schedule(config.respacing)
 

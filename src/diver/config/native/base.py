@@ -1,7 +1,7 @@
 """What the settings of all diffusion-native systems share, and how what they prepare is declared."""
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import Field
 
@@ -44,10 +44,9 @@ class ReadingConfig(NativeConfig):
         "the prior was given, and without one the released 'cartoon, anime, painting'.",
     )
 
-    def led_away(self, own: str) -> Self:
-        """With the negative prompt that these settings ask of a prior whose own is `own`."""
-        text = own or "cartoon, anime, painting" if self.negative_prompt is None else self.negative_prompt
-        return self.model_copy(update={"negative_prompt": text})
+    def led_away(self, own: str) -> str:
+        """The negative prompt that these settings ask of a prior whose own is `own`."""
+        return own or "cartoon, anime, painting" if self.negative_prompt is None else self.negative_prompt
 
 
 class LatentsConfig(Model):
