@@ -186,10 +186,11 @@ def test_some_images_of_each_class(data: Prepared, latents: Latents, tiny_prior:
 
 
 def test_what_does_not_fit_is_refused(data: Prepared, latents: Latents, tiny_prior: Prior, saved: Path) -> None:
-    with pytest.raises(ValueError, match=r"level 10 \(.* kept_levels\): with respacing 'ddim10' they lie in 1..9"):
-        class_statistics(latents, data, tiny_prior, settings(level=10))
-    with pytest.raises(ValueError, match="level = 10: with respacing 'ddim10' it must lie in 1..9"):
-        made(data, tiny_prior, saved, level=10)
+    for outside in ({"level": 10}, {"kept_levels": [10]}, {"level": 10, "paper_code_offset": True}):
+        with pytest.raises(
+            ValidationError, match=r"level 10 \(.* kept_levels\): with respacing 'ddim10' they lie in 1..9"
+        ):
+            settings(**outside)
     with pytest.raises(StatisticsError, match="level 4 was not kept"):
         made(data, tiny_prior, saved, level=4)
     with pytest.raises(StatisticsError, match=r"levels of 'ddim10'.*settings have 'ddim20'"):

@@ -11,8 +11,13 @@ LAST_SEED = 2**40
 Seed = Annotated[int, Field(ge=0, le=LAST_SEED)]
 
 
+def length_of(respacing: str) -> int:
+    """Levels of a chain."""
+    return int(respacing.removeprefix("ddim"))
+
+
 def _levels(respacing: str) -> str:
-    if not re.fullmatch(r"(ddim)?[0-9]+", respacing) or int(respacing.removeprefix("ddim")) < 2:
+    if not re.fullmatch(r"(ddim)?[0-9]+", respacing) or length_of(respacing) < 2:
         raise ValueError(f"{respacing!r} is no chain; give a number from 2 on, as '50', or with 'ddim' before it")
     return respacing
 

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from diver.config.base import Model, Respacing, Seed
+from diver.config.base import Model, Respacing, Seed, length_of
 
 
 class RecoverConfig(Model):
@@ -57,7 +57,7 @@ class ChainConfig(RecoverConfig):
 
     def length(self) -> int:
         """Levels of the chain."""
-        return int(self.respacing.removeprefix("ddim"))
+        return length_of(self.respacing)
 
     def _require(self, key: str, value: int, limit: int, first: int = 0) -> None:
         if not first <= value <= first + limit:

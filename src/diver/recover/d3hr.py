@@ -80,15 +80,9 @@ def class_statistics(
 
     `folder` keeps the moments of each class while they are taken; a run that was killed goes on there and gives the
     same result, if `code`, the digest of the code, is the same too.
-    Raises StatisticsError for a class of too few latents, ValueError for a level outside the schedule, PriorError if
-    the prior has no condition for a class.
+    Raises StatisticsError for a class of too few latents, PriorError if the prior has no condition for a class.
     """
     schedule, levels = prior.schedule(config.respacing), config.levels()
-    if levels[-1] >= len(schedule):
-        raise ValueError(
-            f"level {levels[-1]} (the highest of level and kept_levels): with respacing {config.respacing!r} they lie "
-            f"in 1..{len(schedule) - 1}"
-        )
     table = prior.class_table(data.classes, config.class_ids).to(prior.device)
     size, classes = latents.of(0)[0].numel(), range(len(data.classes))
     members = [min(end - first, config.images_per_class or end) for first, end in latents.bounds]
@@ -142,13 +136,10 @@ def synthesise_d3hr(
 ) -> DistilledSet:
     """One image of each vector of each class's best group; `folder` is not used.
 
-    Raises StatisticsError for statistics that do not fit, ValueError for a level outside the schedule.
+    Raises StatisticsError for statistics that do not fit.
     """
     statistics = ClassStatistics.read(artefacts["statistics"])
     schedule = prior.schedule(config.respacing)
-    if config.level >= len(schedule):
-        limit = len(schedule) - 1
-        raise ValueError(f"level = {config.level}: with respacing {config.respacing!r} it must lie in 1..{limit}")
     if statistics.respacing != config.respacing or tuple(statistics.mean.shape[2:]) != prior.latent_shape:
         raise StatisticsError(
             f"{artefacts['statistics']}: levels of {statistics.respacing!r} and latents of "

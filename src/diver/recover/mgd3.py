@@ -36,13 +36,11 @@ def synthesise_mgd3(
     folder: Path | None = None,
 ) -> DistilledSet:
     """One image of each mode. Raises PrototypesError for a file that does not fit, ValueError for a learned sigma
-    that the prior does not have or a `stop` outside its chain; `folder` is not used.
+    that the prior does not have; `folder` is not used.
     """
     modes, found = read_prototypes(artefacts["prototypes"], len(data.classes), ipc, prior)
     schedule = prior.schedule(config.respacing)
     top = len(schedule) - 1
-    if config.scale and config.stop >= top:
-        raise ValueError(f"stop = {config.stop}: with respacing {config.respacing!r} it must lie below {top}")
     learned = prior.learns_variance if config.sigma == "auto" else config.sigma == "learned"
     if learned and not prior.learns_variance:
         raise ValueError(f"sigma 'learned': {prior.name} predicts no variance; choose 'auto' or 'posterior'")

@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from diver.config.base import Respacing
+from diver.config.base import Respacing, length_of
 from diver.config.native.base import LATENTS, Artefact, NativeConfig
 
 STATISTICS = Artefact("statistics", "entry")
@@ -84,6 +84,12 @@ class D3HRConfig(NativeConfig):
             raise ValueError(
                 f"kept_levels, and level less paper_code_offset, must be 1 or more, not {self.levels()[0]}: "
                 "index 0 is where the inversion starts"
+            )
+        highest, top = max(self.level, *self.levels()), length_of(self.respacing) - 1
+        if highest > top:
+            raise ValueError(
+                f"level {highest} (the highest of level and kept_levels): with respacing {self.respacing!r} they lie "
+                f"in 1..{top}"
             )
         return self
 

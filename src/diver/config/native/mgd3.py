@@ -1,9 +1,10 @@
 """Settings of MGD3."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from diver.config.base import length_of
 from diver.config.native.base import LATENTS, PROTOTYPES, NativeConfig
 
 PREPARATION = (LATENTS, PROTOTYPES)
@@ -25,6 +26,13 @@ class MGD3Config(NativeConfig):
     sampler: Literal["ddpm", "ddim"] = Field("ddpm", description="Stepping rule; the published one is ancestral.")
     eta: float = Field(1.0, ge=0, le=1, description="DDIM's eta; without effect on the ancestral rule.")
     n_init: int = Field(10, ge=1, description="Starts of the k-means, of which the best is taken.")
+
+    @model_validator(mode="after")
+    def _stop(self) -> Self:
+        top = length_of(self.respacing) - 1
+        if self.scale and self.stop >= top:
+            raise ValueError(f"stop = {self.stop}: with respacing {self.respacing!r} it must lie below {top}")
+        return self
 
 
 # Departures from the defaults for DiT-XL/2.
