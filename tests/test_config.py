@@ -446,7 +446,7 @@ def test_the_papers_study_is_planned_without_imagenet_or_a_hub() -> None:
 def test_batch_of_an_ipc_may_come_with_the_number_of_classes() -> None:
     """RDED's batch at IPC 100 is said for the 200 classes of Tiny ImageNet alone."""
     content = edit("students/protocol", {"name": "soft-rded"})
-    content |= {"datasets": ["tinyimagenet"], "ipc": [100]}
+    content |= {"datasets": ["tinyimagenet"], "ipc": [100], "prior": {"source": "trained"}}
     assert parse_study(content, "study.yaml").students.protocol.at(200).batch == 100
     check_study(content, "study.yaml", ROOT, planning=True)
     content["datasets"] = ["cifar10"]
@@ -473,7 +473,22 @@ def test_more_patches_than_pixels_are_refused() -> None:
         ("recover/diver", {"cfg_channels": 99}, "cfg_channels: 99 is more than the 6 channels of the prior's latents"),
         ("distill/d4m", {"cfg_channels": 7}, "distill.d4m.settings.cfg_channels: 7 is more than the 6 channels"),
         ("distill/d4m", {"class_ids": [1, 2]}, "distill.d4m.settings.class_ids: 2 given for the 10 classes"),
+        (
+            "distill/d4m",
+            {"class_ids": [*range(1, 11)]},
+            "distill.d4m: class_ids: 10 given for 10 classes; prior data/s",
+        ),
         ("distill/d4m", {"respacing": "ddim1"}, "respacing: 'ddim1' is no chain"),
+        (
+            "distill/d4m",
+            {"respacing": 1001},
+            "distill.d4m.settings.respacing: '1001' is longer than the prior's schedule of 1000",
+        ),
+        (
+            "recover/diver",
+            {"respacing": 1001},
+            "recover.diver.settings.respacing: '1001' is longer than the prior's schedule of 1000",
+        ),
     ],
 )
 def test_settings_outside_chain_or_classes_are_refused(entry: str, settings: dict[str, Any], words: str) -> None:
@@ -488,6 +503,37 @@ def test_settings_outside_chain_or_classes_are_refused(entry: str, settings: dic
     content["recover"]["diver"]["settings"] = {"respacing": "20", "start": "gaussian", "t_r": 20, "gamma": 0}
     content["recover"]["predd"]["settings"] = {"by_ipc": {2: [2, 2], 10: [60, 60]}}
     check_study(content, "study.yaml", ROOT)
+
+
+def test_levels_of_a_system_outside_its_chain_are_refused() -> None:
+    content = raw()
+    content["distill"]["d3hr"] = {"label": "D3HR", "method": "d3hr", "settings": {"respacing": "ddim20"}}
+    content["distill"]["mgd3"] = {"label": "MGD3", "method": "mgd3", "settings": {"respacing": "20"}}
+    with pytest.raises(ConfigError) as refused:
+        parse_study(content, "study.yaml")
+    assert "distill.d3hr: level 38 (the highest of level and kept_levels): with respacing 'ddim20'" in str(
+        refused.value
+    )
+    assert "distill.mgd3: stop = 25: with respacing '20' it must lie below 19" in str(refused.value)
+    content["distill"]["d3hr"]["settings"] |= {"kept_levels": [], "level": 19}
+    content["distill"]["mgd3"]["settings"] |= {"scale": 0}
+    parse_study(content, "study.yaml")
+
+
+def test_classes_that_the_prior_does_not_know_are_refused_before_anything_is_made() -> None:
+    """A prior of CIFAR-10's classes for a dataset of other ones."""
+    content = {**raw(), "datasets": ["fashion-mnist"]}
+    content["prior"] = {**content["prior"], "source": "data/shipped/cifar10-prior"}
+    content["distill"] = {name: content["distill"][name] for name in ("random", "dm")}
+    content["distill"]["d4m"] = {"label": "D4M", "method": "d4m"}
+    with pytest.raises(ConfigError) as refused:
+        check_study(content, "study.yaml", ROOT, planning=True)
+    for key in ("distill.d4m", "recover.diver"):
+        assert f"{key}: prior data/shipped/cifar10-prior knows 10 classes (airplane, auto" in str(refused.value)
+    content["distill"]["d4m"]["settings"] = {"class_ids": [*range(10)]}
+    for entry in content["recover"].values():
+        entry["settings"] = {**entry.get("settings", {}), "class_ids": [*range(10)]}
+    check_study(content, "study.yaml", ROOT, planning=True)
 
 
 def test_soft_labels_that_no_method_of_the_study_makes_are_refused() -> None:

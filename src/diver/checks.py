@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from diver.config.augment import COLOURED
-from diver.config.base import nearest
+from diver.config.base import length_of, nearest
 from diver.config.distill import NETWORKS, PIXELS, TEACHER
 from diver.config.networks import check_options
 from diver.config.prior import PriorChoice
@@ -23,6 +23,7 @@ from diver.config.recover import SETTINGS
 from diver.config.study import NONE, Study, examine, refusal
 from diver.config.text import ATTRIBUTES, MODEL
 from diver.data.spec import DatasetSpec, FolderSource, SpecError, load_dataset_spec
+from diver.prior.classes import IMAGENET, WNID, class_ids, labels_of
 from diver.study import native_entries, prepared_path, prior_path
 
 SPECS = Path("config/datasets")
@@ -30,6 +31,8 @@ SPECS = Path("config/datasets")
 NO_FILE = (PIXELS, TEACHER, "experts", "imagenet", NONE)
 # Kinds of priors that say nothing of the variance, as they stand in names of sources.
 UNLEARNED = ("sit", "stable-diffusion")
+# Files of a prior that say what it is.
+NETWORK, SCHEDULE, INDEX = "transformer/config.json", "scheduler/scheduler_config.json", "model_index.json"
 # Stage-1 methods whose sets have soft labels, or may have them.
 SOFT = ("edf", "released")
 
@@ -128,16 +131,21 @@ def _faults(study: Study, datasets: dict[str, DatasetSpec], root: Path) -> Itera
 
 
 def _prior_faults(key: str, settings: dict[str, Any], study: Study, spec: DatasetSpec, root: Path) -> Iterator[str]:
-    """Settings that do not name a class of the prior for each of a dataset's, or guide channels that it lacks."""
+    """Settings that do not name a class of the prior for each of a dataset's, or ask for levels or channels that it
+    lacks."""
     given = settings.get("class_ids")
     if given is not None and len(given) != len(spec.classes):
         yield (
             f"{key}.settings.class_ids: {len(given)} given for the {len(spec.classes)} classes of {spec.name}; give "
             "one for each, or leave them out"
         )
-    guided = settings.get("cfg_channels") or 0
-    channels = latent_channels(study, spec.name, root) if guided else None
-    if channels is not None and guided > channels:
+    elif "class_ids" in settings and (fault := _class_fault(study, spec, given, root)):
+        yield f"{key}: {fault}"
+    respacing, steps = settings.get("respacing"), _told(study, spec.name, root, SCHEDULE).get("num_train_timesteps")
+    if respacing and study.prior.family != "sit" and isinstance(steps, int) and length_of(respacing) > steps:
+        yield f"{key}.settings.respacing: {respacing!r} is longer than the prior's schedule of {steps}; lower it"
+    guided, channels = settings.get("cfg_channels") or 0, _told(study, spec.name, root, NETWORK).get("in_channels")
+    if isinstance(channels, int) and guided > channels:
         yield (
             f"{key}.settings.cfg_channels: {guided} is more than the {channels} channels of the prior's latents; lower "
             "it, or leave it out to guide all"
@@ -217,15 +225,35 @@ def images_per_class(spec: DatasetSpec, root: Path = Path()) -> int | None:
     return max(1, spec.pictures.train.least - spec.held_out)
 
 
-def latent_channels(study: Study, dataset: str, root: Path) -> int | None:
-    """Channels of the latents of a dataset's prior, as far as its settings or its files tell; None if they do not."""
+def _told(study: Study, dataset: str, root: Path, part: str) -> dict[str, Any]:
+    """What a file of settings of a dataset's prior says, and of one that is to be trained the study; empty if nothing
+    does."""
     if study.prior.source == "trained":
-        return study.prior.vae.latent_channels
+        return {"in_channels": study.prior.vae.latent_channels}
     try:
-        content = json.loads((root / prior_path(study, dataset) / "transformer/config.json").read_text())
-        return int(content["in_channels"])
-    except (OSError, ValueError, KeyError, TypeError):
+        content = json.loads((root / prior_path(study, dataset) / part).read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _class_fault(study: Study, spec: DatasetSpec, given: list[int] | None, root: Path) -> str | None:
+    """Why a prior has no class for each of a dataset's, as far as its files tell."""
+    count = _told(study, spec.name, root, NETWORK).get("num_embeds_ada_norm")
+    # Those of ImageNet are found by what takes seconds to import.
+    if not isinstance(count, int) or (given is None and count == IMAGENET and all(map(WNID.fullmatch, spec.classes))):
         return None
+    try:
+        class_ids(
+            spec.classes,
+            given,
+            count,
+            labels_of(_told(study, spec.name, root, INDEX).get("id2label")),
+            study.prior.source,
+        )
+    except ValueError as fault:
+        return str(fault)
+    return None
 
 
 def learns_variance(prior: PriorChoice, root: Path = Path()) -> bool | None:

@@ -11,11 +11,8 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
+from diver.prior.classes import PriorError
 from diver.prior.schedule import Level, Schedule
-
-
-class PriorError(ValueError):
-    """A prior cannot be loaded or does not fit; the message names it and the remedy."""
 
 
 def load_part(kind: type[Any], root: Path, subfolder: str | None, **settings: Any) -> Any:

@@ -5,11 +5,14 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-
-from diver.prior.base import PriorError
+from typing import Any
 
 WNID = re.compile(r"n\d{8}")
 IMAGENET = 1000
+
+
+class PriorError(ValueError):
+    """A prior cannot be loaded or does not fit; the message names it and the remedy."""
 
 
 @cache
@@ -60,6 +63,20 @@ def read_labels(root: Path) -> dict[str, str] | None:
     """Names by class, as text of a number, where a pipeline's directory lists them."""
     listed = json.loads((root / "model_index.json").read_text()).get("id2label")
     return listed if isinstance(listed, dict) else None
+
+
+def labels_of(listed: Any) -> dict[str, int] | None:
+    """Class of each name that a pipeline's index lists: one, or several that are separated by commas.
+
+    A name of two classes, as ImageNet's crane is the bird and the machine, stands for neither.
+    """
+    if not isinstance(listed, dict):
+        return None
+    found: dict[str, set[int]] = {}
+    for i, names in listed.items():
+        for name in (str(names), *str(names).split(",")):
+            found.setdefault(name.strip(), set()).add(int(i))
+    return {name: next(iter(classes)) for name, classes in found.items() if len(classes) == 1}
 
 
 def write_labels(root: Path, labels: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ from diver.config.prior import PriorOptions
 from diver.places import placed
 from diver.prior.base import Prior, PriorError, load_part, stamps
 from diver.prior.checkpoint import load_checkpoint
-from diver.prior.classes import read_labels
+from diver.prior.classes import labels_of, read_labels
 from diver.prior.dit import DiTPrior, SiTPrior, compute_as_published, embed_once, share_embedders
 from diver.prior.hub import KNOWN, fetch, verify
 from diver.workers import best_device
@@ -145,7 +145,7 @@ def _transformer(
             compute_as_published(network)
         scheduler = load_part(DDIMScheduler, root, "scheduler")
         alphas, prediction = scheduler.alphas_cumprod.double(), scheduler.config.prediction_type
-        labels = _labels(root)
+        labels = labels_of(read_labels(root))
     embed_once(network)
     fits = vae.config.latent_channels == network.config.in_channels
     if not fits:
@@ -156,20 +156,6 @@ def _transformer(
     if family == "sit":
         return SiTPrior(vae, network, source, labels=labels)
     return DiTPrior(vae, network, source, labels=labels, alphas_cumprod=alphas, prediction_type=prediction)
-
-
-def _labels(root: Path) -> dict[str, int] | None:
-    """Class of each name, where the pipeline's index lists them: one, or several that are separated by commas.
-
-    A name of two classes, as ImageNet's crane is the bird and the machine, stands for neither.
-    """
-    if (listed := read_labels(root)) is None:
-        return None
-    found: dict[str, set[int]] = {}
-    for i, names in listed.items():
-        for name in (str(names), *str(names).split(",")):
-            found.setdefault(name.strip(), set()).add(int(i))
-    return {name: next(iter(classes)) for name, classes in found.items() if len(classes) == 1}
 
 
 def _placed(prior: Prior, options: PriorOptions, device: str | torch.device) -> Prior:
