@@ -505,6 +505,15 @@ def test_settings_outside_chain_or_classes_are_refused(entry: str, settings: dic
     check_study(content, "study.yaml", ROOT)
 
 
+def test_words_for_a_prior_that_does_not_read_are_refused() -> None:
+    for key in ("prompt", "negative_prompt"):
+        for choice in ({"source": "shipped"}, {"source": "someone/prior", "family": "dit"}):
+            content = {**raw(), "prior": {**choice, key: "a {}"}}
+            with pytest.raises(ConfigError, match=rf"prior\.{key}: is for a prior that reads, and \S+ is none"):
+                check_study(content, "study.yaml", ROOT, planning=True)
+    check_study({**raw(), "prior": {"source": "someone/prior", "prompt": "a {}"}}, "study.yaml", ROOT, planning=True)
+
+
 def test_levels_of_a_system_outside_its_chain_are_refused() -> None:
     content = raw()
     content["distill"]["d3hr"] = {"label": "D3HR", "method": "d3hr", "settings": {"respacing": "ddim20"}}

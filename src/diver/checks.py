@@ -102,6 +102,9 @@ def _faults(study: Study, datasets: dict[str, DatasetSpec], root: Path) -> Itera
                 f"prior.source: none is shipped for {name}; name a directory or a hub's (facebook/DiT-XL-2-256 for "
                 "ImageNet's classes), or 'trained' to have one trained on the dataset"
             )
+    words, prior = study.prior.words(), study.prior
+    if words and (prior.source in ("shipped", "trained") or prior.family in ("dit", "sit")):
+        yield f"prior.{next(iter(words))}: is for a prior that reads, and {prior.source} is none; leave it out"
     yield from _network_faults(study, datasets, root)
     for stage2, entry in study.recover.items():
         for stage1, made in study.distill.items():

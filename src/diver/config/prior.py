@@ -85,6 +85,10 @@ class PriorOptions(Model):
     prompt: str = Field("{}", description="Stable Diffusion's prompt; {} is the class's name in words.")
     negative_prompt: str = Field("", description="Stable Diffusion's prompt of the unconditional estimate.")
 
+    def words(self) -> dict[str, str]:
+        """What is said to a prior that reads, where it was asked for."""
+        return self.model_dump(include={"prompt", "negative_prompt"}, exclude_defaults=True)
+
 
 class PriorChoice(PriorOptions):
     """Where the prior comes from."""

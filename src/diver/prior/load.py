@@ -39,7 +39,11 @@ def load_prior(
     known = KNOWN.get(source) if revision else None
     facts: dict[str, Any] = {"prior": source, "family": family, "precision": options.precision}
     # What else changes images, where it was asked for.
-    facts |= options.model_dump(include={"dit_arithmetic", "prompt", "negative_prompt"}, exclude_defaults=True)
+    facts |= options.model_dump(include={"dit_arithmetic"}, exclude_defaults=True) | options.words()
+    if family != "stable-diffusion" and (words := options.words()):
+        raise PriorError(
+            f"{source}: {next(iter(words))}: is for a prior that reads, and this is a {family}; leave it out"
+        )
     if revision:
         facts["revision"] = revision
     if options.sha256:
