@@ -416,6 +416,13 @@ def test_other_priors_and_diverging_losses_are_refused(source: str, latents: Lat
 
     with pytest.raises(PriorError, match="another: Minimax fine-tunes class-conditional transformers"):
         Tuning(Other(), settings(), 3, torch.arange(3))  # type: ignore[arg-type]
+    noise = load_prior(source)
+    assert isinstance(noise, DiTPrior)
+    noise.alphas_cumprod[-1] = 0
+    Tuning(noise, settings(), 3, torch.arange(3))
+    noise.prediction_type = "epsilon"
+    with pytest.raises(PriorError, match="no signal at its top, .* take a prior that predicts velocities"):
+        Tuning(noise, settings(), 3, torch.arange(3))
     with pytest.raises(ValueError, match="loses most steps to rounding; read it with precision: fp32"):
         Tuning(load_prior(source, PriorOptions(precision="bf16")), settings(), 3, torch.arange(3))
     with pytest.raises(FloatingPointError, match="lower learning_rate"):

@@ -38,9 +38,18 @@ COLUMNS = ("step", "loss", "diffusion", "representativeness", "diversity")
 
 
 def tunable(prior: Prior) -> DiTPrior | SiTPrior:
-    """The prior, if it can be fine-tuned. Raises PriorError if it is no class-conditional transformer."""
+    """The prior, if it can be fine-tuned.
+
+    Raises PriorError if it is no class-conditional transformer, or estimates noise where there is nothing else.
+    """
     if not isinstance(prior, DiTPrior | SiTPrior):
         raise PriorError(f"prior {prior.name}: Minimax fine-tunes class-conditional transformers (DiT, SiT) only")
+    # Every timestep is tuned; chains may begin below the top.
+    if isinstance(prior, DiTPrior) and prior.prediction_type == "epsilon" and not prior.alphas_cumprod.all():
+        raise PriorError(
+            f"prior {prior.name}: its schedule has no signal at its top, where no clean latent follows from a noise "
+            "estimate, and Minimax tunes there too; take a prior that predicts velocities, or one of other betas"
+        )
     return prior
 
 
@@ -330,8 +339,7 @@ def finetune(
 
     `checkpoint`: a file that is written once a minute, from which a run that was killed goes on, with the same
     result, if `code`, the digest of the code, is the same too.
-    Raises PriorError if the prior is no class-conditional transformer or lacks a class, FloatingPointError if the loss
-    is not finite.
+    Raises PriorError as `tunable` or if the prior lacks a class, FloatingPointError if the loss is not finite.
     """
     tuning = Tuning(prior, config, len(data.classes), prior.class_table(data.classes, config.class_ids))
     settings = config.tuning()
