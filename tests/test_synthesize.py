@@ -156,6 +156,7 @@ def test_data_are_not_written_over(
         (["d4m", "--artefact", "latent=absent.npy"], "did you mean 'latents'?"),
         (["d4m", "--until", "texts"], "--until texts"),
         (["d4m", "--set", "km_expand=20", "--set", "drop_leftover=true"], "class 0: 10 latents fill no batch of 40"),
+        (["d4m", "--prior-set", "prompt=a {}"], "prior: prompt: is for a prior that reads, and this is a dit"),
         (["mgd3", "--set", "respacing='4'"], "stop = 25: with respacing '4' it must lie below 3"),
     ],
 )
@@ -181,6 +182,28 @@ def test_images_that_the_prior_does_not_take_are_refused_before_anything_is_made
     assert run(monkeypatch, "synthesize", "edits", *files, "--out", str(tmp_path / "set.safetensors")) == 2
     assert "takes 3 channels, images of tiny have 1" in capsys.readouterr().err
     assert not (tmp_path / "set.run").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("class_ids=[0,1,3]", "class_ids: 3 given for 3 classes"),
+        ("cfg_channels=5", "cfg_channels = 5: latents of prior"),
+        ("respacing=1001", "respacing '1001': give a number from 2 to 1000"),
+    ],
+)
+def test_settings_that_the_prior_does_not_take_are_refused_before_anything_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    files: list[str],
+    tmp_path: Path,
+    setting: str,
+    message: str,
+) -> None:
+    assert (
+        run(monkeypatch, "synthesize", "d4m", *files, "--out", str(tmp_path / "set.safetensors"), "--set", setting) == 2
+    )
+    assert message in capsys.readouterr().err and not (tmp_path / "set.run").exists()
 
 
 def test_systems_are_listed_with_their_settings(

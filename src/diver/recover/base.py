@@ -24,7 +24,15 @@ def encode(x: Tensor, prior: Prior, config: RecoverConfig, noise: KeyedNoise) ->
 
 
 def denoiser(prior: Prior, schedule: Schedule, condition: Tensor, config: ChainConfig | NativeConfig) -> Denoiser:
-    """The prior as a function of state and index, with guidance towards the conditions."""
+    """The prior as a function of state and index, with guidance towards the conditions.
+
+    Raises ValueError for more guided channels than latents have.
+    """
+    if config.cfg_channels is not None and config.cfg_channels > prior.latent_shape[0]:
+        raise ValueError(
+            f"cfg_channels = {config.cfg_channels}: latents of prior {prior.name} have {prior.latent_shape[0]} channels"
+            "; lower it, or leave it out to guide all"
+        )
 
     def denoise(state: Tensor, k: int) -> Denoised:
         return prior.denoise(state, schedule.level(k), condition, config.cfg_scale, config.cfg_channels)

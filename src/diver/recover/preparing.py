@@ -9,12 +9,13 @@ from diver.config.native import PREPARATIONS, NativeConfig, Preparations
 from diver.data.prepared import Prepared
 from diver.prior.base import Prior, stamps
 from diver.progress import Progress, reporter
+from diver.recover.base import denoiser
 from diver.recover.d3hr import class_statistics
 from diver.recover.latents import Latents, chosen_images, encode_latents, require_channels
 from diver.recover.minimax import write_tuned
 from diver.recover.prototypes import find_prototypes, write_prototypes
 from diver.recover.texts import captions_by_place, edits_texts, spoken, vlcp_texts, write_texts
-from diver.recover.tuning import finetune
+from diver.recover.tuning import finetune, tunable
 from diver.tensorfile import canonical_json
 from diver.text.prepare import Embedded, caption_images, embed_captions, names_of
 
@@ -134,6 +135,7 @@ def prepare(
     prior, made = load(), dict(given or {})
     # Before hours of captions.
     require_channels(data, prior)
+    denoiser(prior, prior.schedule(config.respacing), prior.class_table(data.classes, config.class_ids), config)
     captions = shared.captions.of(data.dataset)
     read = [*made.values(), *(Path(name) for name in (captions.source, captions.names) if name)]
     key = {
@@ -142,6 +144,8 @@ def prepare(
         **{"given": {name: str(path) for name, path in made.items()}, "files": [stamps(path) for path in read]},
     }
     wanted = needed(system, until or PREPARATIONS[system][-1].name, made)
+    if "tuned" in wanted:
+        tunable(prior)
     for artefact in PREPARATIONS[system]:
         name = artefact.name
         if name in wanted and name not in made:
