@@ -84,6 +84,12 @@ def test_what_was_prepared_is_taken_again_unless_settings_changed(
     assert capsys.readouterr().out == f"{latents}\n" and asked == ["latents"] and not out.exists()
     assert run(monkeypatch, *command) == 0
     assert asked == ["latents", "prototypes"] and out.exists()
+    # Nor does what a preparation does not depend on count.
+    assert run(monkeypatch, *command, "--set", "strength=0.5") == 0
+    assert asked == ["latents", "prototypes"]
+    for change in (["--set", "seed=2"], ["--ipc", "1"]):
+        assert run(monkeypatch, *command, *change) == 0
+        assert asked.pop() == "prototypes" and asked == ["latents", "prototypes"]
     assert run(monkeypatch, *command, "--share", "latents.per_class=5") == 0
     assert asked == ["latents", "prototypes"] * 2
     # Nor is what was made of other files.

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diver.config.native import PREPARATIONS, NativeConfig, Preparations
+from diver.config.native import CLUSTERING, PREPARATIONS, NativeConfig, Preparations
+from diver.config.native.d3hr import D3HRConfig
+from diver.config.native.edits import CLUSTERED_BY
+from diver.config.native.minimax import MinimaxConfig
 from diver.data.prepared import Prepared
 from diver.prior.base import Prior, stamps
 from diver.progress import Progress, reporter
@@ -105,6 +108,15 @@ SOURCES: dict[str, tuple[str, ...]] = {
 }
 
 
+# Settings of a system that an artefact depends on, as the workflow's rules have them.
+SETTINGS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "prototypes": lambda config: config.model_dump(mode="json", include={"latents", *CLUSTERING}),
+    "statistics": D3HRConfig.inversion,
+    "tuned": MinimaxConfig.tuning,
+    "texts": lambda config: config.model_dump(mode="json", include={"latents", *CLUSTERED_BY}),
+}
+
+
 def needed(system: str, last: str, given: Iterable[str]) -> set[str]:
     """Artefacts of a system that have to be there for `last`, without what those that are `given` are made from."""
     if last in given:
@@ -129,8 +141,9 @@ def prepare(
     """The prior, and where a system's artefacts are: those that are `given`, and in `folder` those that are not.
 
     load: reads the prior, with other options (of PriorOptions) than its own where some are given.
-    What an earlier run left in the folder is taken if it was made of the same files with the same settings. Makes what
-    the artefact `until` takes, the last one where left out. Raises ValueError as the preparations do.
+    What an earlier run left in the folder is taken if it was made of the same files with the same settings, of those
+    that it depends on. Makes what the artefact `until` takes, the last one where left out. Raises ValueError as the
+    preparations do.
     """
     prior, made = load(), dict(given or {})
     # Before hours of captions.
@@ -139,8 +152,12 @@ def prepare(
     captions = shared.captions.of(data.dataset)
     read = [*made.values(), *(Path(name) for name in (captions.source, captions.names) if name)]
     key = {
-        **{"system": system, "ipc": ipc, "data": data.digest(), "prior": prior.identity()},
-        **{"settings": config.model_dump(mode="json"), "shared": shared.model_dump(mode="json")},
+        **{
+            "system": system,
+            "data": data.digest(),
+            "prior": prior.identity(),
+            "shared": shared.model_dump(mode="json"),
+        },
         **{"given": {name: str(path) for name, path in made.items()}, "files": [stamps(path) for path in read]},
     }
     wanted = needed(system, until or PREPARATIONS[system][-1].name, made)
@@ -150,7 +167,8 @@ def prepare(
         name = artefact.name
         if name in wanted and name not in made:
             out, note = folder / f"{name}{artefact.suffix}", folder / f"{name}.settings.json"
-            text = canonical_json(key)
+            settings = SETTINGS[name](config) if name in SETTINGS else {"latents": config.latents}
+            text = canonical_json({**key, "settings": settings, "ipc": ipc if artefact.per == "set" else None})
             if not (out.exists() and note.exists() and note.read_text() == text):
                 out.parent.mkdir(parents=True, exist_ok=True)
                 note.unlink(missing_ok=True)
