@@ -50,6 +50,17 @@ def test_resumed_training_equals_undisturbed(tmp_path: Path, monkeypatch: pytest
     assert torch.equal(weights(whole), weights(resumed))
 
 
+def test_a_snapshot_that_was_not_written_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diver.prior.train.CHECKPOINT_EVERY", 2)
+    vae, _ = train_vae(images(), VAE, 0, tmp_path / "v.ckpt", tmp_path / "v.csv")
+    config = DIT.model_copy(update={"snapshots": [2, 4]})
+    made = [vae, images(), torch.arange(12) % 3, 3, config, 0, tmp_path / "d.ckpt", tmp_path / "d.csv"]
+    killed = train_dit(*made)
+    assert next(killed)[0] == 2 and next(killed)[0] == 4
+    killed.close()
+    assert [step for step, *_ in train_dit(*made)] == [4, 6]
+
+
 def test_a_checkpoint_of_another_training_is_not_gone_on_from(tmp_path: Path) -> None:
     """Else a changed setting would give the old weights, and facts that tell the new setting."""
     checkpoint, curve = tmp_path / "v.ckpt", tmp_path / "v.csv"

@@ -139,6 +139,9 @@ def _loop(
             history.append((done, mean))
             if progress is not None:
                 progress(done - first, config.steps - first, f"steps, loss {mean:.4f}, {rate:.2f} steps/s,")
+        # Before the checkpoint, after which a run that was killed would not come by here again.
+        if done in snapshots and done < config.steps:
+            yield done, ema, spent + time.monotonic() - started
         if done % CHECKPOINT_EVERY == 0 or done == config.steps:
             partial = checkpoint.with_suffix(".partial")
             torch.save(
@@ -154,8 +157,6 @@ def _loop(
                 partial,
             )
             partial.replace(checkpoint)
-        if done in snapshots and done < config.steps:
-            yield done, ema, spent + time.monotonic() - started
     with curve.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["step", "loss"])
