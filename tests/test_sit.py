@@ -189,5 +189,22 @@ def test_levels_are_found_by_index_or_by_noise(sit: SiTPrior) -> None:
         wanted = dit_schedule("50").alpha(k)
         here, beside = by_noise.schedule.alpha(found), [by_noise.schedule.alpha(found + i) for i in (-1, 1)]
         assert min(beside) < wanted < max(beside) and abs(here - wanted) < 0.05
+    # What is not used may lie outside.
+    for used in ({"start": "gaussian", "sp_low": 10, "sp_high": 16}, {"t_f": 10, "gamma": 0}):
+        Chain.of(sit, DIVERConfig(**{"respacing": "20", "t_r": 20, "level_by": "noise", **used}))
     images, noise, y = normal(2, 3, 16, 16).clamp(-1, 1), KeyedNoise(1, range(2)), torch.tensor([0, 1])
     assert not torch.allclose(by_index.run(images, y, noise), by_noise.run(images, y, noise), atol=1e-2)
+
+
+def test_a_gaussian_start_below_the_top_has_the_spread_of_states_there(
+    sit: SiTPrior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    predict = SiTPrior.predict
+    monkeypatch.setattr(SiTPrior, "predict", lambda self, x, *rest: (seen.append(x), predict(self, x, *rest))[1])
+    images, noise, y = normal(2, 3, 16, 16).clamp(-1, 1), KeyedNoise(1, range(2)), torch.tensor([0, 1])
+    for t_r in (20, 10):
+        config = DIVERConfig(respacing="20", start="gaussian", t_r=t_r, gamma=0, cfg_scale=1)
+        Chain.of(sit, config).run(images, y, noise)
+    # Half way on the linear path: half the image and half the noise.
+    torch.testing.assert_close(seen[20], 0.5**0.5 * seen[0])

@@ -58,7 +58,8 @@ class Chain:
             )
         if config.level_by == "noise":
             reference = dit_schedule(config.respacing)
-            t_f, low, high = (schedule.nearest(reference.alpha(k)) for k in (t_f, low, high))
+            # Those that are not used may lie outside.
+            t_f, low, high = (schedule.nearest(reference.alpha(min(k, len(reference) - 1))) for k in (t_f, low, high))
         return cls(prior, config, schedule, t_f, (low, high))
 
     def _anchor(self, images: Tensor, clean: Tensor, noise: KeyedNoise) -> Tensor:
@@ -80,6 +81,8 @@ class Chain:
         start = noise.draw("start", self.prior.latent_shape, clean)
         if config.start == "inherit":
             start = add_noise(clean, start, schedule, self.t_f, at=config.t_r - 1)
+        else:
+            start = start * schedule.scale(config.t_r - 1)
         return run_chain(
             start,
             schedule,
