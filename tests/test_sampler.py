@@ -8,6 +8,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from diver.config.recover import DIVERConfig, PReDDConfig, RawConfig
+from diver.config.report import CHAINS
 from diver.prior.base import Denoised, Prior, PriorError
 from diver.prior.dit import DiTPrior
 from diver.prior.schedule import Schedule, linear_path, respace
@@ -303,6 +304,14 @@ def test_trace_ends_in_the_recovered_image(tiny_prior: Prior, tiny_set: Distille
     recovered = recover(tiny_set, tiny_prior, "diver", config).images[:: tiny_set.ipc]
     # The last DDIM step goes to the predicted clean latent itself.
     assert torch.allclose(trace.images[-1], recovered, atol=1e-5)
+
+
+def test_trace_is_of_as_many_classes_as_are_shown(tiny_prior: Prior, tiny_set: DistilledSet) -> None:
+    """Every step of every class of a large set would fill any memory."""
+    firsts = tiny_set.images[:: tiny_set.ipc].repeat(2, 1, 1, 1)
+    six = replace(tiny_set, images=firsts, labels=torch.arange(6), classes=tuple("abcdef"), ipc=1)
+    trace = trace_diver(six, tiny_prior, DIVERConfig(class_ids=[0, 1, 2, 0, 1, 2]))
+    assert trace.images.shape[:2] == (50, CHAINS)
 
 
 def test_trace_of_tiles_has_whole_images(tiny_prior: Prior, tiny_set: DistilledSet) -> None:

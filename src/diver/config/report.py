@@ -9,6 +9,8 @@ from diver.config.base import Model, nearest
 UNSEEN_MEAN = "unseen mean"
 PUBLISHED = "data/published/published.csv"
 TABLE_NAME = r"^table_[a-z0-9_]+$"
+# Chains that are shown step by step; each is a decoded image a step.
+CHAINS = 4
 
 
 class PaperTable(Model):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from diver.config.recover import DIVERConfig
+from diver.config.report import CHAINS
 from diver.prior.base import Prior
 from diver.recover.diver import Chain
 from diver.recover.run import Recovery, join
@@ -28,8 +29,9 @@ class Trace:
 
 
 def trace_diver(source: DistilledSet, prior: Prior, config: DIVERConfig) -> Trace:
-    """The chain of the first image of each class, seen as its predicted clean image at every step."""
-    batch = Recovery(Rows.of(source), prior, "diver", config).load(range(0, len(source.images), source.ipc))
+    """The chains of the first image of each class, of CHAINS at most, as predicted clean images at every step."""
+    firsts = range(0, len(source.images), source.ipc)[:CHAINS]
+    batch = Recovery(Rows.of(source), prior, "diver", config).load(firsts)
     chain = Chain.of(prior, config)
     seen: list[tuple[int, Tensor]] = []
 

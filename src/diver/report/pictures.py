@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from diver.config.report import CHAINS
 from diver.report.galleries import gallery, phases
 from diver.sets import UNIT, DistilledSet
 
-# Classes of a gallery, which would be no picture with a thousand, and those whose chains are shown.
-CLASSES, CHAINS = 20, 4
+# Classes of a gallery, which would be no picture with a thousand.
+CLASSES = 20
 
 
 def draw_sets(titles: Sequence[str], files: Sequence[str | Path], path: str | Path) -> None:
