@@ -1,5 +1,6 @@
 """The prior: training that resumes exactly, loading that explains itself, and the shipped product."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +125,12 @@ def test_velocity_converts_to_the_noise_of_diffusers() -> None:
     level = Level(300, alpha**0.5, (1 - alpha) ** 0.5)
     assert torch.allclose(noise_of(velocity, noisy, level, "v_prediction"), noise, atol=1e-6)
     assert torch.equal(noise_of(noise, noisy, level, "epsilon"), noise)
-    with pytest.raises(PriorError, match="sample"):
-        noise_of(noise, noisy, level, "sample")
+
+
+def test_other_predictions_are_refused_when_a_prior_is_read(tiny_prior: DiTPrior) -> None:
+    """Minimax took them for velocities, and a chain met them after all preparations."""
+    with pytest.raises(PriorError, match=r"prediction type 'sample' is not supported; epsilon and v_prediction are"):
+        replace(tiny_prior, prediction_type="sample")
 
 
 def test_guidance_of_one_is_the_conditional_estimate(tiny_prior: DiTPrior) -> None:

@@ -52,11 +52,18 @@ class ClassConditionalPrior(Prior):
 class DiffusionPrior(Prior):
     """What every diffusion has: cumulative alphas float64 [T], and guidance that acts on the noise estimate.
 
-    `prediction_type`: "epsilon" or "v_prediction".
+    `prediction_type`: "epsilon" or "v_prediction"; raises PriorError for another.
     """
 
     alphas_cumprod: Tensor = torch.empty(0)
     prediction_type: str = "epsilon"
+
+    def __post_init__(self) -> None:
+        if self.prediction_type not in ("epsilon", "v_prediction"):
+            raise PriorError(
+                f"prior {self.name}: prediction type {self.prediction_type!r} is not supported; epsilon and "
+                "v_prediction are"
+            )
 
     def schedule(self, spacing: str) -> Schedule:
         return respace(self.alphas_cumprod, spacing)
@@ -106,13 +113,9 @@ def noise_of(predicted: Tensor, latents: Tensor, level: Level, prediction_type: 
     """The noise estimate that a diffusion network's output stands for; all [N, c, h, w].
 
     "epsilon" is the noise itself; "v_prediction" is signal * noise - noise level * clean
-    (Salimans and Ho 2022, appendix D). Raises PriorError for any other type.
+    (Salimans and Ho 2022, appendix D).
     """
-    if prediction_type == "epsilon":
-        return predicted
-    if prediction_type == "v_prediction":
-        return level.signal * predicted + level.noise * latents
-    raise PriorError(f"prediction type {prediction_type!r} is not supported; epsilon and v_prediction are")
+    return predicted if prediction_type == "epsilon" else level.signal * predicted + level.noise * latents
 
 
 def share_embedders(network: DiTTransformer2DModel) -> int:
