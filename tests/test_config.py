@@ -529,20 +529,26 @@ def test_levels_of_a_system_outside_its_chain_are_refused() -> None:
     parse_study(content, "study.yaml")
 
 
-def test_classes_that_the_prior_does_not_know_are_refused_before_anything_is_made() -> None:
-    """A prior of CIFAR-10's classes for a dataset of other ones."""
-    content = {**raw(), "datasets": ["fashion-mnist"]}
-    content["prior"] = {**content["prior"], "source": "data/shipped/cifar10-prior"}
+def test_datasets_that_the_prior_does_not_fit_are_refused_before_anything_is_made() -> None:
+    content = {**raw(), "datasets": ["imagenette-fastai-64"]}
     content["distill"] = {name: content["distill"][name] for name in ("random", "dm")}
     content["distill"]["d4m"] = {"label": "D4M", "method": "d4m"}
     with pytest.raises(ConfigError) as refused:
         check_study(content, "study.yaml", ROOT, planning=True)
     for key in ("distill.d4m", "recover.diver"):
         assert f"{key}: prior data/shipped/cifar10-prior knows 10 classes (airplane, auto" in str(refused.value)
-    content["distill"]["d4m"]["settings"] = {"class_ids": [*range(10)]}
-    for entry in content["recover"].values():
+    for entry in (content["distill"]["d4m"], *content["recover"].values()):
         entry["settings"] = {**entry.get("settings", {}), "class_ids": [*range(10)]}
     check_study(content, "study.yaml", ROOT, planning=True)
+    content["distill"]["mgd3"] = {"method": "mgd3", "label": "MGD3", "settings": {"sigma": "learned"}}
+    content["datasets"] = ["fashion-mnist"]
+    with pytest.raises(ConfigError) as refused:
+        check_study(content, "study.yaml", ROOT, planning=True)
+    for words in (
+        "prior.source: data/shipped/cifar10-prior takes images of 3 channels, and fashion-mnist has 1",
+        "distill.mgd3.settings.sigma: data/shipped/cifar10-prior predicts no variance",
+    ):
+        assert words in str(refused.value)
 
 
 def test_soft_labels_that_no_method_of_the_study_makes_are_refused() -> None:

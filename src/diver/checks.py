@@ -33,6 +33,7 @@ NO_FILE = (PIXELS, TEACHER, "experts", "imagenet", NONE)
 UNLEARNED = ("sit", "stable-diffusion")
 # Files of a prior that say what it is.
 NETWORK, SCHEDULE, INDEX = "transformer/config.json", "scheduler/scheduler_config.json", "model_index.json"
+AUTOENCODER = "vae/config.json"
 # Stage-1 methods whose sets have soft labels, or may have them.
 SOFT = ("edf", "released")
 
@@ -102,6 +103,12 @@ def _faults(study: Study, datasets: dict[str, DatasetSpec], root: Path) -> Itera
                 f"prior.source: none is shipped for {name}; name a directory or a hub's (facebook/DiT-XL-2-256 for "
                 "ImageNet's classes), or 'trained' to have one trained on the dataset"
             )
+        taken = _told(study, name, root, AUTOENCODER).get("in_channels")
+        if asked and study.prior.autoencoder is None and isinstance(taken, int) and taken != spec.channels:
+            yield (
+                f"prior.source: {study.prior.source} takes images of {taken} channels, and {name} has {spec.channels}; "
+                "name another, or 'trained' to have one trained on the dataset"
+            )
     words, prior = study.prior.words(), study.prior
     if words and (prior.source in ("shipped", "trained") or prior.family in ("dit", "sit")):
         yield f"prior.{next(iter(words))}: is for a prior that reads, and {prior.source} is none; leave it out"
@@ -144,6 +151,9 @@ def _prior_faults(key: str, settings: dict[str, Any], study: Study, spec: Datase
         )
     elif "class_ids" in settings and (fault := _class_fault(study, spec, given, root)):
         yield f"{key}: {fault}"
+    # MGD3's; DIVER's has another name.
+    if settings.get("sigma") == "learned" and learns_variance(study.prior, root) is False:
+        yield f"{key}.settings.sigma: {study.prior.source} predicts no variance to be 'learned'; take auto or posterior"
     respacing, steps = settings.get("respacing"), _told(study, spec.name, root, SCHEDULE).get("num_train_timesteps")
     if respacing and study.prior.family != "sit" and isinstance(steps, int) and length_of(respacing) > steps:
         yield f"{key}.settings.respacing: {respacing!r} is longer than the prior's schedule of {steps}; lower it"
@@ -232,7 +242,7 @@ def _told(study: Study, dataset: str, root: Path, part: str) -> dict[str, Any]:
     """What a file of settings of a dataset's prior says, and of one that is to be trained the study; empty if nothing
     does."""
     if study.prior.source == "trained":
-        return {"in_channels": study.prior.vae.latent_channels}
+        return {"in_channels": study.prior.vae.latent_channels} if part == NETWORK else {}
     try:
         content = json.loads((root / prior_path(study, dataset) / part).read_text())
     except (OSError, ValueError):
