@@ -227,11 +227,13 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     assert again.digest() == whole.digest()
     assert sorted(p.name for p in tmp_path.glob("*.png"))[::6] == ["iteration-000000.png", "iteration-000006.png"]
     # What is finished is not done again, and the state of other settings or code is not taken.
-    for code, told in (
-        ("abc", "goes on after iteration 6"),
-        ("other", "holds 6 iterations of other settings, data, code"),
+    others = "holds 6 iterations of other settings, data, code"
+    for code, given, told in (
+        ("abc", data, "goes on after iteration 6"),
+        ("other", data, others),
+        ("other", replace(data, mean=(0.1, 0.2, 0.3)), others),
     ):
-        METHODS["dm"](data, 2, config, code=code, progress=quiet, folder=tmp_path)
+        METHODS["dm"](given, 2, config, code=code, progress=quiet, folder=tmp_path)
         assert told in capsys.readouterr().out
 
 

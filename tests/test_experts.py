@@ -205,7 +205,8 @@ def test_a_gpu_trains_the_same_experts(data: Prepared, optimizer: str, monkeypat
 def test_a_stack_of_experts_writes_the_same_files(data: Prepared, whole: Path, tmp_path: Path) -> None:
     """What a GPU does with several experts at a time, on this device."""
     config = ExpertsConfig(**TINY)
-    about = {"dataset": "tinted", "data": data.digest(), "config": config.model_dump(exclude={"count"}), "code": "abc"}
+    settings = config.model_dump(exclude={"count"})
+    about = {"dataset": "tinted", "data": data.identity(), "config": settings, "code": "abc"}
     network = FlatNetwork(3, 3, 16, 8, 2)
     task = module._Task(data, config, tmp_path, about, network, None, torch.device("cpu"))
     module._train(task, [0, 1], lambda done: None)
@@ -444,6 +445,8 @@ def test_folders_that_are_refused(data: Prepared, whole: Path, tmp_path: Path) -
             experts.weights(expert, epoch)
     with pytest.raises(ExpertsError, match="trained on other content"):
         experts.require(replace(data, train_labels=data.train_labels.flip(0)), 1, "mtt")
+    with pytest.raises(ExpertsError, match="or another mean and std"):
+        experts.require(replace(data, mean=(0.1, 0.2, 0.3)), 1, "mtt")
     with pytest.raises(ExpertsError, match="have 3 epochs, and max_start and expert_epochs need 4"):
         experts.require(data, 4, "mtt")
 

@@ -281,7 +281,7 @@ def _distill(
     if alike and graphs.records(device):
         recorded = _Recorded(network, augment, images.unflatten(0, (classes, ipc)), count, config)
         chosen_round = recorded_round
-    about = [ipc, config.model_dump(mode="json"), data.digest(), code]
+    about = [ipc, config.model_dump(mode="json"), data.identity(), code]
     state = {"images": images, "velocity": velocity, **network.state_dict()}
     run = Run(method, state, generator, about, folder, progress or reporter(method.upper()))
     run.iterate(

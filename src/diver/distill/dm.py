@@ -159,7 +159,7 @@ def distill_dm(
         momentum_step(images, gradient, velocity, config.learning_rate, config.momentum)
         return loss.item()
 
-    about = [ipc, config.model_dump(mode="json"), data.digest(), code]
+    about = [ipc, config.model_dump(mode="json"), data.identity(), code]
     run = Run("dm", {"images": images, "velocity": velocity}, generator, about, folder, progress or reporter("DM"))
     chosen = recorded_iteration if graphs.records(device) else iteration
     run.iterate(config.iterations, chosen, lambda: (images, standard_range(data), ipc))

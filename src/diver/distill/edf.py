@@ -294,7 +294,8 @@ def distill_edf(
     state = {"average": average, "accepted": accepted, "mask": mask}
     state |= {name: variable for name, (variable, _, _) in learned.items()}
     state |= {f"{name}_velocity": tensor for name, tensor in velocity.items()}
-    about = [ipc, config.model_dump(mode="json", exclude={"experts"}), experts.record(), data.digest(), attention, code]
+    settings = config.model_dump(mode="json", exclude={"experts"})
+    about = [ipc, settings, experts.record(), data.identity(), attention, code]
     run = Run("edf", state, generator, about, folder, progress or reporter("EDF"))
     run.iterate(config.iterations, iteration, lambda: (shown(), standard_range(data), ipc))
     if not accepted:

@@ -222,7 +222,7 @@ def train_experts(
         raise ValueError(f"experts: there is no expert {outside[0]} of {config.count}; raise count or leave it out")
     network = FlatNetwork(classes, channels, size, config.width, config.depth, config.precision)
     settings = config.model_dump(mode="json", exclude={"count"})
-    about = {"dataset": data.dataset, "data": data.digest(), "config": settings, "code": code}
+    about = {"dataset": data.dataset, "data": data.identity(), "config": settings, "code": code}
     if not replace:
         _refuse_other(folder, about)
     _discard_other(folder / MANIFEST, about)
@@ -355,10 +355,10 @@ class Experts:
 
     def require(self, data: Prepared, last_epoch: int, method: str) -> None:
         """Raise ExpertsError unless they were trained on `data` and have weights up to an epoch."""
-        if self.manifest["data"] != data.digest():
+        if self.manifest["data"] != data.identity():
             raise ExpertsError(
-                f"{method}: experts {self.folder} were trained on other content than this of {data.dataset}; "
-                "train some on it, or give theirs"
+                f"{method}: experts {self.folder} were trained on other content, or another mean and std, than this "
+                f"of {data.dataset}; train some on it, or give theirs"
             )
         if self.epochs < last_epoch:
             raise ExpertsError(

@@ -101,7 +101,7 @@ def distill_mtt(
         return scale.from_unit(zca.restore(images.detach())) if zca else images.detach()
 
     state = {"images": images, "velocity": velocity, "rate": rate, "rate_velocity": rate_velocity}
-    about = [ipc, config.model_dump(mode="json", exclude={"experts"}), experts.record(), data.digest(), code]
+    about = [ipc, config.model_dump(mode="json", exclude={"experts"}), experts.record(), data.identity(), code]
     run = Run("mtt", state, generator, about, folder, progress or reporter("MTT"))
     run.iterate(config.iterations, iteration, lambda: (standardised(), scale, ipc))
     recorded: dict[str, Any] = {

@@ -139,7 +139,7 @@ def distill_rded(
         state["chosen"][number], state["boxes"][number] = mine[order], boxes[order, which[order]]
         return best[order].mean().item()
 
-    about = [ipc, {**config.model_dump(mode="json"), "teacher": described}, data.digest(), code]
+    about = [ipc, {**config.model_dump(mode="json"), "teacher": described}, data.identity(), code]
     Run("rded", state, generator, about, folder, progress or reporter("RDED")).iterate(classes, iteration)
     images = grids(data, state["chosen"], state["boxes"], ipc, config.factor)
     if config.rounding == "released":
