@@ -626,5 +626,6 @@ def test_published_settings_are_those_of_each_subset() -> None:
     depths = {name: published_experts("edf-zca", name)["depth"] for name in ("cifar10", "cifar100", "tinyimagenet")}
     assert depths == {"cifar10": 5, "cifar100": 3, "tinyimagenet": 4}
     assert published_experts("edf", "imagewoof")["depth"] == 5
+    assert all(published_experts(name, "cifar10")["adaptive"] for name in ("edf", "edf-zca"))
     with pytest.raises(ValueError, match="no published settings for IPC 10"):
         published("edf", "tinyimagenet", 10)

@@ -93,15 +93,17 @@ def test_convolutions_in_bf16_move_an_expert_a_little(whole: Path, data: Prepare
     assert half.record()["test_accuracy"] > 0.9
 
 
-def plain_gsam(theta: Tensor, gradient: Any, rate: float, rho: float, alpha: float) -> Tensor:
+def plain_gsam(theta: Tensor, gradient: Any, rate: float, rho: float, alpha: float, adaptive: bool = False) -> Tensor:
     g = gradient(theta)
-    worse = gradient(theta + rho * g / g.norm())
+    move = theta**2 * g / (theta.abs() * g).norm() if adaptive else g / g.norm()
+    worse = gradient(theta + rho * move)
     unit = worse / worse.norm()
     orthogonal = g - (g @ unit) * unit
     return theta - rate * (worse - alpha * orthogonal)
 
 
-def test_gsam_against_its_equations() -> None:
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_gsam_against_its_equations(adaptive: bool) -> None:
     generator = torch.Generator().manual_seed(1)
     matrix = torch.randn(7, 7, dtype=torch.float64, generator=generator)
     start = torch.randn(2, 7, dtype=torch.float64, generator=generator)
@@ -109,14 +111,14 @@ def test_gsam_against_its_equations() -> None:
     def gradient(theta: Tensor) -> Tensor:
         return (theta.sin() @ matrix).cos()
 
-    config = ExpertsConfig(optimizer="gsam", learning_rate=0.2, rho=0.5, alpha=0.3)
+    config = ExpertsConfig(optimizer="gsam", learning_rate=0.2, rho=0.5, alpha=0.3, adaptive=adaptive)
     weights = start.clone()
     optimizer = Optimizer(config, torch.zeros_like(weights))
     for _ in range(4):
         optimizer.step(weights, gradient)
     for row, theta in zip(weights, start, strict=True):
         for _ in range(4):
-            theta = plain_gsam(theta, lambda at: gradient(at[None])[0], 0.2, 0.5, 0.3)
+            theta = plain_gsam(theta, lambda at: gradient(at[None])[0], 0.2, 0.5, 0.3, adaptive)
         assert torch.allclose(row, theta, rtol=1e-10)
 
 

@@ -110,6 +110,9 @@ class ExpertsConfig(Networks):
     batch: int = Field(256, ge=1, description="Images per step.")
     optimizer: Literal["sgd", "gsam"] = Field("sgd", description="SGD, or GSAM on it (EDF).")
     rho: float = Field(0.01, gt=0, description="GSAM's radius.")
+    adaptive: bool = Field(
+        False, description="GSAM's radius is of parameters in units of their size, as EDF's released code has it."
+    )
     alpha: float = Field(0.3, ge=0, description="GSAM's weight of the orthogonal part.")
     zca: bool = Field(False, description="Train on ZCA-whitened images.")
     zca_epsilon: float = Field(0.1, gt=0, description="Added to the covariance's eigenvalues.")

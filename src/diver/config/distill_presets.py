@@ -191,8 +191,8 @@ PUBLISHED: dict[str, Table] = {
 EXPERTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "zca": {"zca": True},
-    "edf": {"epochs": 100, "optimizer": "gsam"},
-    "edf-zca": {"epochs": 100, "optimizer": "gsam", "zca": True},
+    "edf": {"epochs": 100, "optimizer": "gsam", "adaptive": True},
+    "edf-zca": {"epochs": 100, "optimizer": "gsam", "adaptive": True, "zca": True},
 }
 
 

@@ -1,7 +1,8 @@
 """Epochs of experts: stacks of networks that take each step together, plainly or recorded, and the accuracy of one.
 
 GSAM (Zhuang et al. 2022, algorithm 1), with g the gradient at theta and g_p that at theta + rho g / |g| on the same
-batch, steps along g_p - alpha (g - <g, g_p> g_p / |g_p|^2).
+batch, steps along g_p - alpha (g - <g, g_p> g_p / |g_p|^2). If it is adaptive (Kwon et al. 2021), g_p is that at
+theta + rho theta^2 g / |theta g|, by elements.
 """
 
 from collections.abc import Callable, Sequence
@@ -60,8 +61,10 @@ class Optimizer:
         config = self.config
         direction = gradient(weights)
         if config.optimizer == "gsam":
-            radius = config.rho / (torch.linalg.vector_norm(direction, dim=1, keepdim=True) + EPSILON)
-            direction = gsam_direction(direction, gradient(weights + radius * direction), config.alpha)
+            scaled = direction * weights if config.adaptive else direction
+            radius = config.rho / (torch.linalg.vector_norm(scaled, dim=1, keepdim=True) + EPSILON)
+            move = radius * (scaled * weights if config.adaptive else scaled)
+            direction = gsam_direction(direction, gradient(weights + move), config.alpha)
         if config.weight_decay:
             direction = direction.add(weights, alpha=config.weight_decay)
         if config.momentum:
