@@ -76,6 +76,16 @@ def test_published_parameter_counts(name: str, size: int, parameters: int) -> No
         assert network(torch.empty(2, 3, size, size)).shape == (2, 10)
 
 
+@pytest.mark.parametrize("name", ["resnet18-idc", "resnetap-10"])
+def test_initial_weights_of_idc(name: str) -> None:
+    """Normal of variance 2 / (height width channels out), as IDC's released code draws all its residual networks."""
+    torch.manual_seed(0)
+    convolutions = [m.weight for m in create(name, 10, 3, 224).modules() if isinstance(m, nn.Conv2d)]
+    for weight in convolutions:
+        wanted = (2 / (weight.numel() / weight.shape[1])) ** 0.5
+        assert weight.std().item() == pytest.approx(wanted, rel=0.05) and abs(weight.mean()) < 0.1 * wanted
+
+
 @pytest.mark.parametrize("name", names())
 @pytest.mark.parametrize("size", [64, 128, 224])
 def test_shapes_at_larger_sizes(name: str, size: int) -> None:

@@ -41,6 +41,13 @@ def convolution(
     return [*layers, activation(inplace=True)] if activation else layers
 
 
+def redrawn(network: nn.Module) -> None:
+    """Draw convolutions anew as He et al. 2015 do, by what they give out, in place of PyTorch's uniform values."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+
+
 def halved(x: Tensor) -> Tensor:
     """2x2 average pooling of [N, C, H, W].
 

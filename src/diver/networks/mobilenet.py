@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diver.networks.convnet import convolution
+from diver.networks.convnet import convolution, redrawn
 
 # Expansion, channels, repeats, stride of each group (Sandler et al. 2018, table 2). The first two
 # strides of 2 of the original (stem and second group) are options: images of 32 pixels would vanish otherwise.
@@ -82,9 +82,7 @@ class MobileNet(nn.Module):
         layers += convolution(inner, last, 1, norm, nn.ReLU6)
         self.layers = nn.Sequential(*layers)
         self.classifier = nn.Linear(last, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        redrawn(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(F.adaptive_avg_pool2d(self.layers(x), 1).flatten(1))

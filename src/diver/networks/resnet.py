@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diver.networks.convnet import convolution, norm_layer
+from diver.networks.convnet import convolution, norm_layer, redrawn
 
 
 class BasicBlock(nn.Module):
@@ -45,7 +45,8 @@ class ResNet(nn.Module):
     """A stem, four stages of `blocks` basic blocks, global average pooling.
 
     `width` 64 and `blocks` 2 are ResNet-18. stem: small, 3x3 of stride 1 without max-pooling (`stem_stride` 2 quarters
-    the cost), or large, the original's for ImageNet: 7x7 of stride 2 and max-pooling.
+    the cost), or large, the original's for ImageNet: 7x7 of stride 2 and max-pooling, with its initialisation too, as
+    the codes have that take this stem (IDC, Minimax Diffusion).
     Input float [N, channels, size, size], output float [N, classes].
     Instance normalisation by default, as in GLaD (Cazenavette et al. 2023), evaluation.
     """
@@ -68,6 +69,8 @@ class ResNet(nn.Module):
             self.stem = nn.Sequential(*convolution(channels, width, 3, norm, stride=stem_stride))
         self.stages = stages(width, blocks, norm)
         self.classifier = nn.Linear(8 * width, classes)
+        if stem == "large":
+            redrawn(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.stages(self.stem(x)).mean((2, 3)))

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from diver.networks.convnet import convolution
+from diver.networks.convnet import convolution, redrawn
 from diver.networks.resnet import stages
 
 
@@ -23,9 +23,7 @@ class ResNetAP(nn.Module):
         self.stem = nn.Sequential(*convolution(channels, width, kernel, norm), nn.AvgPool2d(pool))
         self.stages = stages(width, blocks, norm, pooled=True)
         self.classifier = nn.Linear(8 * width, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        redrawn(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.stages(self.stem(x)).mean((2, 3)))
