@@ -32,7 +32,8 @@ def test_departures_and_quirks_are_named() -> None:
     chosen = protocol("dc-eval", epochs=3, momentum_reset=False)
     assert chosen.departures(10) == "epochs=3; momentum_reset=False"
     assert chosen.quirks() == "extra_epoch"
-    assert protocol("soft-rded").quirks() == "double_forward"
+    # D3HR's loop is RDED's, with the pass that its training accuracy is of.
+    assert protocol("soft-rded").quirks() == protocol("soft-d3hr").quirks() == "double_forward"
     assert protocol("hard-idc").quirks() == ""
 
 

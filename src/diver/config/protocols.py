@@ -257,6 +257,7 @@ _SOFT: dict[str, Any] = {
     "labels": "teacher",
     "temperature": 20,
     "reported": "best",
+    "double_forward": True,
 }
 
 
@@ -310,7 +311,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "augmentation": "rded",
         "test_every": 10,
         "test_after": 0.8,
-        "double_forward": True,
         "by_classes": {
             100: {"batch": _twice(_RDED_BATCH)},
             # Tiny ImageNet.
