@@ -203,10 +203,10 @@ def test_normality_is_drawn_as_three_formats(saved: Path, tmp_path: Path) -> Non
     read = Normality.read(saved)
     assert read.values.shape == (3, 4, 3) and read.timesteps == (200, 500, 600, 900)
     np.testing.assert_allclose(read.values[..., 0], ClassStatistics.read(saved).normality[..., 0])
-    written = draw_normality({"D3HR": read, "again": read}, tmp_path / "normality.png")
+    written = draw_normality([("D3HR", read), ("again", read)], tmp_path / "normality.png")
     assert {path.suffix for path in written} == {".png", ".svg", ".pdf"}
     first = [path.read_bytes() for path in written]
-    draw_normality({"D3HR": read, "again": read}, tmp_path / "normality.png")
+    draw_normality([("D3HR", read), ("again", read)], tmp_path / "normality.png")
     assert [path.read_bytes() for path in written] == first
     saved_elsewhere = tmp_path / "no.safetensors"
     saved_elsewhere.write_bytes(b"nothing")

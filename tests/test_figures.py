@@ -27,7 +27,7 @@ def pictures(seed: int, n: int = 6) -> np.ndarray:
 
 def draw_gallery(path: Path) -> tuple[Path, Path, Path]:
     labels = np.repeat(range(3), 2)
-    return galleries.gallery({"stage-1 set": (pictures(0), labels), "DIVER": (pictures(1), labels)}, CLASSES, path)
+    return galleries.gallery([("stage-1 set", pictures(0), labels), ("DIVER", pictures(1), labels)], CLASSES, path)
 
 
 def draw_phases(path: Path) -> tuple[Path, Path, Path]:
@@ -42,10 +42,11 @@ def test_gallery_of_many_classes_shows_the_first_image_of_some(
     drawn = []
     monkeypatch.setattr(report_pictures, "gallery", lambda rows, classes, path: drawn.append((rows, classes)))
     monkeypatch.setattr(report_pictures, "CLASSES", 2)
-    report_pictures.draw_sets(["mine"], [tmp_path / "set.safetensors"], tmp_path / "g.png")
+    report_pictures.draw_sets(["mine", "mine"], [tmp_path / "set.safetensors"] * 2, tmp_path / "g.png")
     ((rows, classes),) = drawn
-    assert classes == ("a", "b") and list(rows["mine"][1]) == [0, 1]
-    assert np.allclose(rows["mine"][0], tiny_set.in_range(UNIT).images[[0, 2]])
+    # A row for each set, also where two have the same title.
+    assert classes == ("a", "b") and [(title, list(labels)) for title, _, labels in rows] == [("mine", [0, 1])] * 2
+    assert np.allclose(rows[0][1], tiny_set.in_range(UNIT).images[[0, 2]])
 
 
 def with_ceiling(table: pd.DataFrame) -> pd.DataFrame:
@@ -79,7 +80,7 @@ def test_writes_all_formats_with_the_same_bytes_each_time(name: str, tmp_path: P
 def test_gallery_shows_the_first_image_of_each_class_enlarged_without_smoothing(tmp_path: Path) -> None:
     images = np.zeros((4, 3, 2, 2), dtype=np.float32)
     images[0, 0], images[2, 1], images[1], images[3] = 1, 1, 0.5, 0.5
-    png, *_ = galleries.gallery({"row": (images, [0, 0, 1, 1])}, ("a", "b"), tmp_path / "g.png")
+    png, *_ = galleries.gallery([("row", images, [0, 0, 1, 1])], ("a", "b"), tmp_path / "g.png")
     shown = (imread(png)[..., :3] * 255).round().astype(int).reshape(-1, 3)
     counts = [int((shown == colour).all(axis=1).sum()) for colour in ([255, 0, 0], [0, 255, 0], [128, 128, 128])]
     assert counts[:2] == [galleries.IMAGE_PIXELS**2] * 2
@@ -89,7 +90,7 @@ def test_gallery_shows_the_first_image_of_each_class_enlarged_without_smoothing(
 
 def test_gallery_refuses_a_class_without_images(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no image of class b"):
-        galleries.gallery({"row": (pictures(0), [0] * 6)}, ("a", "b"), tmp_path / "g.png")
+        galleries.gallery([("row", pictures(0), [0] * 6)], ("a", "b"), tmp_path / "g.png")
 
 
 def texts_of(figure: Figure) -> list[str]:

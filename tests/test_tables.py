@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from tidy import LABELS, LADDER, make_table
 
-from diver.config.study import load_study
+from diver.config.study import load_study, parse_study, read_yaml
 from diver.report import forms, tables
 from diver.report import statistics as st
+from diver.report.choices import gallery_rows
 from diver.report.labels import Labels, names_of
 from diver.report.statistics import Cell, Interval
 
@@ -232,3 +233,16 @@ def test_networks_of_one_label_are_told_apart() -> None:
     names = names_of(alike, {})["architecture"]
     assert names == {name: f"Net ({name})" for name in networks}
     assert names_of(study, {})["architecture"]["vit"] == study.students.architectures["vit"].label
+
+
+def test_entries_of_one_label_are_told_apart_where_they_stand_beside_each_other() -> None:
+    raw = read_yaml("config/default.yaml")
+    for entry in raw["recover"].values():
+        entry["label"] = "Same"
+    raw["distill"] |= {name: {"method": "dm", "label": "DM", "ipc": [ipc]} for name, ipc in (("dm", 10), ("few", 1))}
+    study = parse_study(raw, "here")
+    names = names_of(study, {})
+    assert names["stage2"] == {"none": "stage-1 set", **{name: f"Same ({name})" for name in study.recover}}
+    assert (names["stage1"]["dm"], names["stage1"]["few"]) == ("DM", "DM")
+    titles = [title for title, _ in gallery_rows(study)]
+    assert len(set(titles)) == len(study.report.gallery) and titles[0] == "DM"

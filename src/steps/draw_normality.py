@@ -5,4 +5,4 @@ from diver.report.normality import Normality, draw_normality
 
 with step_log(snakemake.log[0], snakemake.threads, "normality"):
     files = zip(snakemake.params.labels, snakemake.input.statistics, strict=True)
-    draw_normality({label: Normality.read(path) for label, path in files}, snakemake.output.png)
+    draw_normality([(label, Normality.read(path)) for label, path in files], snakemake.output.png)

@@ -8,6 +8,7 @@ from diver.config.native import PREPARATIONS
 from diver.config.native.d3hr import STATISTICS
 from diver.config.networks import RECORDED
 from diver.config.study import NONE, Study
+from diver.report.labels import names_of
 from diver.study import (
     SetCell,
     artefact_path,
@@ -25,9 +26,9 @@ AUTOENCODER_ONLY = "vae"
 
 def gallery_rows(study: Study) -> list[tuple[str, Path]]:
     """Title and file of each row of the gallery: the same images under each treatment."""
-    shown = shown_cell(study)
+    shown, first, second = shown_cell(study), *_titles(study)
     return [
-        (_title(study, shown.stage1) if name == NONE else study.recover[name].label, _set(study, shown, name))
+        (first[shown.stage1] if name == NONE else second[name], _set(study, shown, name))
         for name in study.report.gallery
     ]
 
@@ -35,15 +36,15 @@ def gallery_rows(study: Study) -> list[tuple[str, Path]]:
 def vae_rows(study: Study) -> list[tuple[str, Path]]:
     """Title and file of each row of the gallery of the autoencoder alone: stage-1 sets, each above its own images
     after encoding and decoding; no row if the study has no such entry."""
-    shown = shown_cell(study)
+    shown, first, second = shown_cell(study), *_titles(study)
     rows = []
     for cell in set_cells(study):
         treated = cell.stage2 != NONE and study.recover[cell.stage2].method == AUTOENCODER_ONLY
         if treated and (cell.dataset, cell.ipc) == (shown.dataset, shown.ipc):
-            title = _title(study, cell.stage1)
+            title = first[cell.stage1]
             rows += [
                 (title, _set(study, cell, NONE)),
-                (f"{title}, {study.recover[cell.stage2].label}", _set(study, cell, cell.stage2)),
+                (f"{title}, {second[cell.stage2]}", _set(study, cell, cell.stage2)),
             ]
     return rows
 
@@ -59,22 +60,23 @@ def systems_rows(study: Study, classes: Mapping[str, int]) -> list[tuple[str, Pa
     shown = shown_cell(study).dataset
     dataset = shown if shown in datasets else min(datasets, key=lambda name: classes[name])
     place, rows = (dataset, max(study.ipcs(dataset))), []
+    first, second = _titles(study)
     for cell in set_cells(study):
         if (cell.dataset, cell.ipc) == place and cell.stage2 in (NONE, *study.report.gallery):
-            title = _title(study, cell.stage1)
-            own = title if cell.stage2 == NONE else f"{title} + {study.recover[cell.stage2].label}"
+            title = first[cell.stage1]
+            own = title if cell.stage2 == NONE else f"{title} + {second[cell.stage2]}"
             rows.append((own, set_path(study, cell)))
     return rows
 
 
 def normality_rows(study: Study, datasets: Mapping[str, str]) -> list[tuple[str, Path]]:
     """Title and file of the statistics of each entry whose classes are inverted (D3HR). `datasets`: displayed names."""
-    rows: dict[Path, str] = {}
+    rows, titles = dict[Path, str](), _titles(study)[0]
     for name in native_entries(study):
         entry = study.distill[name]
         for artefact in PREPARATIONS[entry.method]:
             for dataset, ipc in study.places(entry) if artefact.name == STATISTICS.name else ():
-                title = f"{datasets[dataset]}: {entry.label}" if len(study.datasets) > 1 else entry.label
+                title = f"{datasets[dataset]}: {titles[name]}" if len(study.datasets) > 1 else titles[name]
                 rows[artefact_path(study, artefact, SetCell(dataset, ipc, name))] = title
     return [(title, path) for path, title in rows.items()]
 
@@ -117,8 +119,10 @@ def published_networks(study: Study) -> dict[str, str]:
     return {name: one.label for name, one in study.all_architectures().items()}
 
 
-def _title(study: Study, stage1: str) -> str:
-    return study.distill[stage1].label
+def _titles(study: Study) -> tuple[dict[str, str], dict[str, str]]:
+    """Displayed names of the stage-1 and stage-2 entries."""
+    names = names_of(study, {})
+    return names["stage1"], names["stage2"]
 
 
 def _set(study: Study, cell: SetCell, stage2: str) -> Path:

@@ -1,7 +1,7 @@
 """Pictures of images, shown pixel by pixel (nearest neighbour): sets beside each other, and a chain on its way."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,16 +65,16 @@ def _left_margin(titles: Sequence[str]) -> float:
 
 
 def gallery(
-    sets: Mapping[str, tuple[ArrayLike, ArrayLike]], classes: Sequence[str], path: str | Path
+    sets: Sequence[tuple[str, ArrayLike, ArrayLike]], classes: Sequence[str], path: str | Path
 ) -> tuple[Path, Path, Path]:
     """One row per set and one column per class: the first image of the class, so that columns show the same image.
 
-    `sets`: row title -> (images [N, C, H, W] nominally in [0, 1], integer labels [N]); values outside are clipped
-    for display. Sets of different image sizes are brought to the largest by whole factors where that fits.
+    `sets`: (row title, images [N, C, H, W] nominally in [0, 1], integer labels [N]); values outside are clipped for
+    display. Sets of different image sizes are brought to the largest by whole factors where that fits.
     Raises ValueError if a class has no image.
     """
     rows = []
-    for title, (images, labels) in sets.items():
+    for title, images, labels in sets:
         found, array = np.asarray(labels), _as_rgb(images)
         firsts = [np.flatnonzero(found == i) for i in range(len(classes))]
         if empty := [classes[i] for i, first in enumerate(firsts) if not len(first)]:
@@ -82,9 +82,10 @@ def gallery(
         rows.append(array[[first[0] for first in firsts]])
     size = max(row.shape[1] for row in rows)
     canvas, height, width = _mosaic(np.stack([_enlarge(row, size) for row in rows]))
+    titles = [title for title, *_ in sets]
     with style():
-        figure, axes = _show_mosaic(canvas, _left_margin(list(sets)), 0.3)
-        _row_titles(axes, list(sets), height)
+        figure, axes = _show_mosaic(canvas, _left_margin(titles), 0.3)
+        _row_titles(axes, titles, height)
         for j, name in enumerate(classes):
             middle = j * (width + GAP) + width / 2
             text = textwrap.shorten(name.replace("_", " "), 11, placeholder="…") if len(name) > 11 else name

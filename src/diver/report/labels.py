@@ -1,6 +1,7 @@
 """Names and order of what tables and figures show; given by the caller, so that no method is known here by name."""
 
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +9,7 @@ import pandas as pd
 
 from diver.config.study import NONE, Study
 from diver.report.statistics import Cell
-from diver.study import FULL, MATCHED
+from diver.study import FULL, MATCHED, set_cells
 
 
 @dataclass(frozen=True)
@@ -50,24 +51,26 @@ class Labels:
 
 def names_of(study: Study, datasets: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """What `Labels` holds of a study: labels and order of its entries. `datasets`: displayed names."""
+    first, second = defaultdict[tuple[str, int], set[str]](set), defaultdict[tuple[str, int, str], set[str]](set)
+    for cell in set_cells(study):
+        first[cell.dataset, cell.ipc].add(cell.stage1)
+        second[cell.dataset, cell.ipc, cell.stage1].add(cell.stage2)
+    networks = [study.students_at(dataset).architectures for dataset in study.datasets]
     return {
-        "stage1": {**{name: entry.label for name, entry in study.distill.items()}, FULL: "all training images"},
-        "stage2": {NONE: "stage-1 set", **{name: entry.label for name, entry in study.recover.items()}},
-        "architecture": _networks(study),
+        "stage1": {**_told(study.distill, first.values()), FULL: "all training images"},
+        "stage2": {NONE: "stage-1 set", **_told(study.recover, second.values())},
+        "architecture": _told(study.all_architectures(), networks),
         "dataset": {name: datasets.get(name, name) for name in study.datasets},
     }
 
 
-def _networks(study: Study) -> dict[str, str]:
-    """Label of each architecture, with its short name where another one of a dataset has the same label."""
-    labels = {name: entry.label for name, entry in study.all_architectures().items()}
-    told = dict(labels)
-    for dataset in study.datasets:
-        here = [labels[name] for name in study.students_at(dataset).architectures]
+def _told(entries: Mapping[str, Any], together: Iterable[Collection[str]]) -> dict[str, str]:
+    """Label of each entry, with its short name where one that stands beside it has the same label."""
+    told = {name: entry.label for name, entry in entries.items()}
+    for names in together:
+        beside = Counter(entries[name].label for name in names if name in entries)
         told |= {
-            name: f"{labels[name]} ({name})"
-            for name in study.students_at(dataset).architectures
-            if here.count(labels[name]) > 1
+            name: f"{one.label} ({name})" for name, one in entries.items() if name in names and beside[one.label] > 1
         }
     return told
 

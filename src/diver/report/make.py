@@ -190,7 +190,7 @@ def _gallery(one: _Report, rows: Sequence[tuple[str, Path]], path: Path) -> None
 
 def _normality(one: _Report, rows: Sequence[tuple[str, Path]], path: Path) -> None:
     _want([one.at(file) for _, file in rows])
-    draw_normality({title: Normality.read(one.at(file)) for title, file in rows}, path)
+    draw_normality([(title, Normality.read(one.at(file))) for title, file in rows], path)
 
 
 def _phases(one: _Report, path: Path) -> None:

@@ -1,6 +1,6 @@
 """How normal D3HR's inverted classes are at each noise level: a figure of the statistics files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class Normality:
             raise ValueError(f"{path}: no statistics whose normality can be drawn ({error})") from error
 
 
-def draw_normality(entries: Mapping[str, Normality], path: str | Path) -> tuple[Path, ...]:
+def draw_normality(entries: Sequence[tuple[str, Normality]], path: str | Path) -> tuple[Path, ...]:
     """A panel per measure over the timestep: the mean over classes with the span of all classes, a colour an entry.
 
     A dotted line is what samples of a normal of as many images give. Written as PNG, SVG and PDF.
@@ -44,11 +44,11 @@ def draw_normality(entries: Mapping[str, Normality], path: str | Path) -> tuple[
         figure = Figure(figsize=(10.5, 3.2), layout="constrained")
         axes = figure.subplots(1, len(PANELS))
         for i, (axis, title) in enumerate(zip(axes, PANELS, strict=True)):
-            for (name, one), colour in zip(entries.items(), _colours(len(entries)), strict=True):
+            for (name, one), colour in zip(entries, _colours(len(entries)), strict=True):
                 mean, low, high = (f(one.values[:, :, i], axis=0) for f in (np.mean, np.min, np.max))
                 axis.fill_between(one.timesteps, low, high, color=colour, alpha=0.18, linewidth=0)
                 axis.plot(one.timesteps, mean, "o-", color=colour, markersize=3.5, label=name if i == 0 else None)
-            heights = {one.reference[i] for one in entries.values()}
+            heights = {one.reference[i] for _, one in entries}
             for j, height in enumerate(sorted(heights)):
                 label = "normal samples" if i == 0 and j == 0 else None
                 axis.axhline(height, color=GREY, linestyle=":", linewidth=1.2, label=label)

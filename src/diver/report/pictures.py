@@ -15,14 +15,14 @@ CLASSES = 20
 
 def draw_sets(titles: Sequence[str], files: Sequence[str | Path], path: str | Path) -> None:
     """The first image of each class, of at most CLASSES, in every set, a row per set."""
-    rows: dict[str, tuple[np.ndarray, range]] = {}
+    rows: list[tuple[str, np.ndarray, range]] = []
     names: tuple[str, ...] = ()
     for title, file in zip(titles, files, strict=True):
         one = DistilledSet.read(file)
         names = one.classes[:CLASSES]
         # A copy, so that one set at a time is in memory.
         firsts = one.images[:: one.ipc][: len(names)].clone()
-        rows[title] = (one.value_range.convert(firsts, UNIT).numpy(), range(len(names)))
+        rows.append((title, one.value_range.convert(firsts, UNIT).numpy(), range(len(names))))
     gallery(rows, names, path)
 
 
