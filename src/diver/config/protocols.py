@@ -227,7 +227,10 @@ def by_ipc(value: ByIpc, ipc: int, key: str) -> int:
     number = value[min(bounds)] if bounds else None
     if number is None:
         known = ", ".join(str(bound) for bound, one in value.items() if one is not None)
-        raise ValueError(f"{key}: no entry for IPC {ipc}; add one (there is one for {known})")
+        raise ValueError(
+            f"{key}: no entry for IPC {ipc} (there is one for {known}); give a number for all, or {{IPC: number}} with "
+            "one for each"
+        )
     return number
 
 
