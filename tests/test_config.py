@@ -329,6 +329,15 @@ def test_systems_alone_want_their_prior_and_captions() -> None:
         check_study(content, "study.yaml", ROOT, planning=True)
 
 
+def test_judge_of_a_trained_prior_is_for_images_like_cifar10() -> None:
+    content = edit("prior", {"source": "trained", "classifier": "resnet20.th"})
+    check_study(content, "study.yaml", ROOT, planning=True)
+    content = read_yaml(ROOT / "config/edits-woof.yaml")
+    content["prior"] = {"source": "trained", "classifier": "resnet20.th"}
+    with pytest.raises(ConfigError, match=r"prior.classifier: .* those of imagewoof5-64 have 5, 3 and 64; leave it"):
+        check_study(content, "study.yaml", ROOT, planning=True)
+
+
 def faulty() -> tuple[dict[str, Any], list[str]]:
     """The test study with faults of every stage of checking at once, and what its refusal must name."""
     content = raw()

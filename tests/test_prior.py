@@ -15,7 +15,7 @@ from diver.networks import create
 from diver.prior.base import PriorError
 from diver.prior.card import write_card
 from diver.prior.dit import DiTPrior, noise_of
-from diver.prior.judge import agreement, load_classifier, sample_classes
+from diver.prior.judge import agreement, load_classifier, require_judged, sample_classes
 from diver.prior.load import load_prior
 from diver.prior.schedule import Level
 from diver.prior.train import keyed_generator, reconstruction_psnr, train_dit, train_vae, warm_constant_decay
@@ -166,6 +166,12 @@ def test_classifier_loads_tensors_only(tmp_path: Path) -> None:
     (tmp_path / "bad.th").write_bytes(b"not a file of weights")
     with pytest.raises(PriorError, match=r"bad\.th"):
         load_classifier(tmp_path / "bad.th")
+
+
+def test_judge_refuses_a_prior_of_other_images(tiny_prior: DiTPrior) -> None:
+    require_judged(load_prior("data/shipped/cifar10-prior"))
+    with pytest.raises(PriorError, match=r"10 classes, 3 channels and 32 pixels, and it has .*; name a prior"):
+        require_judged(tiny_prior)
 
 
 def test_psnr_of_an_exact_autoencoder_is_large(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from diver.config.augment import COLOURED
 from diver.config.base import length_of, nearest
 from diver.config.distill import NETWORKS, PIXELS, TEACHER
 from diver.config.networks import check_options
-from diver.config.prior import PriorChoice
+from diver.config.prior import JUDGED, PriorChoice
 from diver.config.protocols import by_ipc
 from diver.config.recover import SETTINGS
 from diver.config.study import NONE, Study, examine, refusal
@@ -96,6 +96,12 @@ def _faults(study: Study, datasets: dict[str, DatasetSpec], root: Path) -> Itera
             yield (
                 f"{key}: IPC {max(ipcs)} is more than the {fewest} training images of {name}'s smallest class; lower it"
                 + ("" if key != "ipc" else f", or give `ipc_of: {{{name}: [...]}}`")
+            )
+        images = (len(spec.classes), spec.channels, spec.size)
+        if study.prior.classifier and study.prior.source == "trained" and images != JUDGED:
+            yield (
+                "prior.classifier: it judges images of {} classes, {} channels and {} pixels, and those of {} have "
+                "{}, {} and {}; leave it out".format(*JUDGED, name, *images)
             )
         asked = study.recover or native_entries(study)
         if asked and study.prior.source == "shipped" and not (root / f"data/shipped/{name}-prior").is_dir():

@@ -359,11 +359,13 @@ def judge(
 
     Example: diver judge --classifier resnet20.th --prior data/prior/snapshots/cifar10/2500
     """
-    from diver.prior.judge import agreement, load_classifier, sample_classes
+    from diver.prior.judge import agreement, load_classifier, require_judged, sample_classes
     from diver.progress import reporter
 
     judge_of, progress = load_classifier(classifier), reporter("samples", every=5)
-    images, labels = sample_classes(_loaded(prior), per_class, cfg_scale, seed, progress=progress)
+    judged = _loaded(prior)
+    require_judged(judged)
+    images, labels = sample_classes(judged, per_class, cfg_scale, seed, progress=progress)
     share, half = agreement(judge_of, images, labels)
     if json_:
         print_json(

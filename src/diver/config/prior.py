@@ -6,6 +6,9 @@ from pydantic import Field
 
 from diver.config.base import Model, Seed
 
+# Classes, channels and pixels a side of the images that the judge of a trained prior, a ResNet-20 of CIFAR-10, is for.
+JUDGED = (10, 3, 32)
+
 
 class VAETraining(Model):
     """Training of the autoencoder."""

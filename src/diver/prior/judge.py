@@ -7,11 +7,22 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from diver.config.prior import JUDGED
 from diver.networks import create
 from diver.prior.base import Prior, PriorError
 from diver.prior.dit import ClassConditionalPrior
 from diver.progress import Progress
 from diver.sets import IMAGENET
+
+
+def require_judged(prior: Prior) -> None:
+    """Raise PriorError unless the classifier knows a prior's classes and the size of its images."""
+    images = (getattr(prior, "classes", 0), prior.image_channels, prior.image_size)
+    if images != JUDGED:
+        raise PriorError(
+            "prior {}: the judge is for {} classes, {} channels and {} pixels, and it has {}, {} and {}; name a prior "
+            "of CIFAR-10".format(prior.name, *JUDGED, *images)
+        )
 
 
 @dataclass(frozen=True)
