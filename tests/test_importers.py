@@ -670,6 +670,14 @@ def test_dcbench_exports_are_read_back(tmp_path: Path, method: str) -> None:
     assert torch.equal(found.distilled.images, made.images) and found.distilled.value_range == CIFAR
 
 
+@pytest.mark.parametrize("method", ["dc", "random", "kmeans"])
+def test_folders_of_sets_that_are_files_name_them(tmp_path: Path, method: str) -> None:
+    file = export_dcbench(ours(soft_labels=None), tmp_path, method)[0]
+    assert refusal(file.parent).endswith(f"give one of its files ({file.name})")
+    for folder in (file.parent.parent, tmp_path):
+        assert refusal(folder).endswith("in its folders: give the folder or file of one set")
+
+
 def test_parts_are_put_together(tmp_path: Path) -> None:
     parts = {f"images_best_{i}": noise()[2 * i : 2 * i + 2] for i in range(3)}
     labels = {f"labels_best_{i}": HARD[2 * i : 2 * i + 2] for i in range(3)}

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from diver.config.base import nearest
-from diver.importers.forms import READERS, detect, refuse_table
+from diver.importers.forms import READERS, detect, refuse_unread
 from diver.importers.meaning import class_major, labels_of, range_of, soft_class_major
 from diver.importers.source import FORMS, Source
 from diver.sets import LEARNED_RATE, WHITENING, DistilledSet, SetError, Step, ValueRange
 from diver.tensorfile import file_checksum
 
-__all__ = ["FORMS", "RANGES", "Found", "import_set", "refuse_table", "split_tiles"]
+__all__ = ["FORMS", "RANGES", "Found", "import_set", "refuse_unread", "split_tiles"]
 
 RANGES = ("auto", "dataset", "unit", "symmetric")
 # Where a code's list of a subset differs from that of our labels in a class: its label, and what it is there.
@@ -197,7 +197,7 @@ def import_set(
             raise SetError(f"{path}: {name} {value!r} is unknown; {nearest(value, list(known))}")
     if factor is not None and factor < 1:
         raise SetError(f"{path}: factor {factor} is not 1 or more")
-    refuse_table(path)
+    refuse_unread(path)
     form = detect(path) if form == "auto" else form
     if form == "own":
         if (factor or 1) > 1 or class_order:

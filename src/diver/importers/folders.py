@@ -87,6 +87,9 @@ def read_folder(
         raise SetError(f"{path}: not a folder of image folders")
     if channels not in (1, 3):
         raise SetError(f"{path}: the dataset has {channels} channels, and image files have 1 or 3")
+    if not any(file.suffix.lower() in _PICTURES for file in path.glob("*/*")):
+        kinds = ", ".join(sorted(_PICTURES))
+        raise SetError(f"{path}: no image files ({kinds}) in its folders: give the folder or file of one set")
     about = read_about(path)
     folders, order, note = _class_folders(path, classes, about, asked)
     files = [(file, label, i) for folder, label in folders for i, file in enumerate(_pictures(folder))]

@@ -158,7 +158,10 @@ def _no_set(path: Path) -> NoReturn:
             f"{path}: holds latents ({latents[0]}) and no images, and they mean nothing without their generator: "
             "decode them with the code that made them and give the images"
         )
-    raise SetError(f"{path}: holds no set in a form that is known; set form to one of {', '.join(FORMS)}")
+    # DC's sets and DC-BENCH's random and k-means ones are files, of which a folder may hold several.
+    files = [f.name for f in sorted(path.iterdir()) if f.suffix in (".pt", ".safetensors") and "labels" not in f.name]
+    remedy = f"give one of its files ({', '.join(files[:3])})" if files else f"set form to one of {', '.join(FORMS)}"
+    raise SetError(f"{path}: holds no set in a form that is known; {remedy}")
 
 
 def _tagged(tags: Sequence[str], path: Path) -> str:
@@ -167,8 +170,16 @@ def _tagged(tags: Sequence[str], path: Path) -> str:
     return "ddranking" if "" in tags else "glad" if any(re.fullmatch(r"_0\d{4}", tag) for tag in tags) else "mtt"
 
 
-def refuse_table(path: Path) -> None:
-    """Raise SetError for a hub's Parquet table, or the folder of one: it is an export for others."""
+def refuse_unread(path: Path) -> None:
+    """Raise SetError for what is never read: NumPy's files, archives, and a hub's Parquet table or the folder of one,
+    which is an export for others."""
+    if path.suffix in (".npz", ".npy") and path.is_file():
+        raise SetError(
+            f"{path}: a file of NumPy, not read: put its images [N, C, H, W] and labels [N] into a folder with "
+            "torch.save, as images_best.pt and labels_best.pt, and give the folder"
+        )
+    if path.suffix in (".zip", ".tar", ".gz", ".tgz") and path.is_file():
+        raise SetError(f"{path}: an archive: unpack it and give the file or folder that was in it")
     tables = [path] if path.suffix == ".parquet" else [*path.glob("*.parquet"), *path.glob("data/*.parquet")]
     # A table may also lie beside the folders of images.
     others = path.is_dir() and any(f.is_dir() and f.name != "data" and f.name[0] != "." for f in path.iterdir())
