@@ -444,6 +444,7 @@ def test_settings_that_a_command_lacks_are_given_to_import(
     folders, unsure = tmp_path / "cifar10-ipc", tmp_path / "cifar10-factor" / "images_best.pt"
     for name in ("kitten", "puppy"):
         (folders / name).mkdir(parents=True)
+        (folders / name / "0.png").touch()
     command = f"by `diver import {folders} --out SET.safetensors --class-order ...`"
     assert command in error("info", str(folders)) and command in error("show", str(folders))
     assert "by `diver import" not in error("import", str(folders), "--out", str(tmp_path / "out.safetensors"))
@@ -648,7 +649,7 @@ def test_rates_are_the_studys_only_with_its_protocol(prepared_file: Path, tiny_s
     learned = replace(tiny_set, steps=(Step("mtt", {"syn_lr": 0.125}),))
 
     def note(**options: Any) -> str:
-        return chosen_evaluation([learned], prepared_file, architectures="vit,convnet", **options).note()
+        return chosen_evaluation({"learned": learned}, prepared_file, architectures="vit,convnet", **options).note()
 
     assert "learning rates: ViT 0.1, ConvNet 0.01;" in note(set_=["epochs=2"])
     assert "learning rates" not in note(set_=["learning_rate={other: 0.5}"])
@@ -1009,3 +1010,32 @@ def test_a_run_that_could_not_write_its_set_does_not_begin(
     where[-1] = str(tmp_path / "set.safetensors")
     assert run(monkeypatch, "distill", "random", *where, "--set", "seed=99999999999999999999") == 2
     assert "seed" in capsys.readouterr().err
+
+
+def test_what_is_no_set_and_which_set_is_meant_are_said(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    prepared_file: Path,
+    set_file: Path,
+    tiny_set: DistilledSet,
+    tmp_path: Path,
+) -> None:
+    small, out = tmp_path / "small.safetensors", str(tmp_path / "out.safetensors")
+    replace(tiny_set, images=tiny_set.images[..., :8, :8].contiguous()).write(small)
+    np.savez(tmp_path / "set.npz", images=tiny_set.images.numpy())
+    (tmp_path / "set.zip").write_bytes(b"PK")
+    compared = [str(set_file), str(small), "--prepared", str(prepared_file), *QUICK]
+    for command, words in {
+        ("info", str(prepared_file)): "prepared.safetensors: no distilled set, but another file of this project",
+        ("recover", str(prepared_file), "--out", out): "no distilled set, but another file of this project",
+        ("info", str(tmp_path / "set.npz")): "a file of NumPy, not read: put its images",
+        ("info", str(tmp_path / "set.zip")): "an archive: unpack it",
+        ("compare", *compared): f"{small}: the set's images are 8 x 8",
+        ("convert", str(set_file), "--out", out, "--value-range", "auto"): "take unit, symmetric or dataset",
+        ("info", str(set_file), "--dataset", "cifar10"): "says itself that it is of tiny; leave it out",
+        ("recover", str(set_file), "--out", out, "--dataset", "cifar10"): "says itself that it is of tiny",
+        ("recover", str(set_file), "--out", out, "--value-range", "unit"): "says itself what its values are",
+    }.items():
+        assert run(monkeypatch, *command) == 2
+        error = capsys.readouterr().err
+        assert words in error and len(error.strip().splitlines()) == 1, error

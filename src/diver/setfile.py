@@ -75,6 +75,7 @@ class SetFile:
         with ExitStack() as open_files:
             try:
                 file, metadata = open_files.enter_context(opened(path))
+                head = read_header(metadata, path)
                 names = set(file.keys())
                 if "images" not in names:
                     raise SetError(f"{path}: no tensor 'images'")
@@ -87,7 +88,7 @@ class SetFile:
             if kind != "F32" or len(shape) != 4:
                 raise SetError(f"{path}: images are {kind} {shape}, not float32 [N, C, H, W]")
             head = replace(
-                read_header(metadata, path),
+                head,
                 images=torch.empty(shape[0], shape[1], 0, 0),
                 labels=small.get("labels"),
                 soft_labels=small.get("soft_labels"),

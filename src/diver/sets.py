@@ -262,6 +262,11 @@ class DistilledSet:
 
 
 def _metadata(header: dict[str, Any], path: str | Path) -> _Metadata:
+    if "distilled set" not in str(header.get("format")):
+        raise SetError(
+            f"{path}: no distilled set, but another file of this project, as a prepared dataset or a trained network; "
+            "name a set's"
+        )
     try:
         return _Metadata.model_validate(header)
     except ValidationError as error:

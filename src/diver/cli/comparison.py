@@ -233,7 +233,7 @@ def compare(
         if (one.dataset, one.classes) != (first.dataset, first.classes):
             raise UserError(f"{path}: a set of {one.dataset}, and {set_files[0]} is one of {first.dataset}")
     evaluation = chosen_evaluation(
-        list(sets.values()),
+        dict(zip(map(str, set_files), sets.values(), strict=True)),
         prepared,
         study,
         protocol,

@@ -1,6 +1,6 @@
 """How students are trained and tested for the commands that do: the options, and what they come to."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -145,7 +145,7 @@ class Evaluation:
 
 
 def chosen_evaluation(
-    sets: "Sequence[DistilledSet]",
+    given: "Mapping[str, DistilledSet]",
     prepared: Path | None = None,
     study: Path = STUDY,
     protocol: str | None = None,
@@ -157,13 +157,15 @@ def chosen_evaluation(
     threads: int | None = None,
     teacher: str | None = None,
 ) -> Evaluation:
-    """The evaluation of sets of one dataset that the options ask for; what they leave out is the study's."""
+    """The evaluation of sets of one dataset, by their names, that the options ask for; what they leave out is the
+    study's."""
     from diver.config.protocols import PRESETS, Protocol, by_ipc, under
     from diver.config.study import load_study
     from diver.networks.weights import load_teacher
     from diver.sets import learned_rate
     from diver.students import check_set, white_epsilon
 
+    sets = list(given.values())
     if protocol:
         known(protocol, PRESETS, "--protocol")
     students = load_study(at_home(study)).students
@@ -205,9 +207,9 @@ def chosen_evaluation(
             "--protocol soft-fkd"
         )
     data = prepared_data(prepared, sets[0].dataset)
-    for one in sets:
+    for name, one in given.items():
         # Before students of any are trained.
-        with mendable():
+        with mendable(name):
             check_set(one, data, chosen)
     _try_networks(sets, data, chosen, wanted)
     if chosen.labels == "hard" and any(one.soft_labels is not None for one in sets):

@@ -251,6 +251,8 @@ def convert(
         found = replace(found, images=resized(found.images, size))
         changes["size"] = size
     if value_range is not None:
+        if value_range == "auto":
+            raise UserError("--value-range auto: is no range to bring values to; take unit, symmetric or dataset")
         known(value_range, RANGES[1:], "--value-range")
         named = {"unit": UNIT, "symmetric": SYMMETRIC}
         found = found.in_range(named.get(value_range) or dataset_facts(found.dataset)[1])
@@ -352,7 +354,7 @@ def export(
         written = EXPORTS[form](distilled, out, **extra)
     if measured:
         evaluation = chosen_evaluation(
-            [distilled],
+            {str(set_file): distilled},
             prepared=prepared,
             quick=quick,
             architecture=architecture,

@@ -131,7 +131,7 @@ def import_found(
     class_order: Sequence[str] | None = None,
 ) -> "Found":
     """A set that others have released, with what was found out about it."""
-    from diver.importers import FORMS, import_set, refuse_table
+    from diver.importers import FORMS, import_set, refuse_unread
 
     known(value_range, RANGES, "--value-range")
     known(form, ["auto", *FORMS], "--form")
@@ -141,7 +141,7 @@ def import_found(
         with mendable():
             dataset = DistilledSet.read(path).dataset
     with mendable():
-        refuse_table(path)  # before its dataset is asked for
+        refuse_unread(path)  # before its dataset is asked for
     name = dataset or guessed_dataset(path)
     classes, standard, size = dataset_facts(name)
     with mendable():
@@ -170,14 +170,22 @@ def read_any(
     from diver.sets import DistilledSet
 
     if is_ours(path):
-        if value_range not in (None, "auto"):
-            raise UserError(f"--value-range {value_range}: {path} says itself what its values are; leave it out")
-        return DistilledSet.read(path), None
+        found = DistilledSet.read(path)
+        _refuse_options(path, found, dataset, value_range)
+        return found, None
     try:
-        found = import_found(path, dataset, value_range or "auto")
+        released = import_found(path, dataset, value_range or "auto")
     except UserError as error:
         raise UserError(f"{error}{_import_command(str(error), path, value_range is not None)}") from None
-    return found.distilled, found
+    return released.distilled, released
+
+
+def _refuse_options(path: Path, ours: "DistilledSet", dataset: str | None, value_range: str | None) -> None:
+    """Refuse what options say of a set of ours otherwise than the set itself."""
+    if value_range not in (None, "auto"):
+        raise UserError(f"--value-range {value_range}: {path} says itself what its values are; leave it out")
+    if dataset not in (None, ours.dataset):
+        raise UserError(f"--dataset {dataset}: {path} says itself that it is of {ours.dataset}; leave it out")
 
 
 def read_set(path: Path, dataset: str | None = None, value_range: str | None = None) -> "DistilledSet":
@@ -194,11 +202,14 @@ def own_file(path: Path, beside: Path, dataset: str | None = None, value_range: 
 
     The copy stays when the work on it is killed, so that what goes on then finds the same file.
     """
-    if is_ours(path):
-        yield path
-        return
+    from diver.setfile import SetFile
     from diver.sets import DistilledSet, SetError
 
+    if is_ours(path):
+        with SetFile.open(path) as file:
+            _refuse_options(path, file.head, dataset, value_range)
+        yield path
+        return
     released = read_set(path, dataset, value_range)
     copy = beside.with_name(f".{beside.name}.source")
     try:

@@ -79,7 +79,17 @@ def evaluate(
         data, answering = prepared or at_home(prepared_path(distilled.dataset)), [Path(teacher)] if teacher else []
         writable(csv, set_file, at_home(study), data, *answering, option="--csv")
     evaluation = chosen_evaluation(
-        [distilled], prepared, study, protocol, set_, quick, architecture, architectures, seeds, threads, teacher
+        {str(set_file): distilled},
+        prepared,
+        study,
+        protocol,
+        set_,
+        quick,
+        architecture,
+        architectures,
+        seeds,
+        threads,
+        teacher,
     )
     points = csv.with_name(f".{csv.name}.checkpoints") if csv else None
     found = evaluation.rows(distilled, checkpoints=points)
