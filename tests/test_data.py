@@ -1,5 +1,6 @@
 """Datasets: any source gives one digest, a bad one is named and leaves nothing, nothing here uses the network."""
 
+import errno
 import gzip
 import hashlib
 import io
@@ -390,6 +391,23 @@ def test_what_is_here_needs_no_lock(run: Run, server: Server, archive: bytes, mo
     run(of)
     monkeypatch.setattr(sources, "alone", None)
     assert run(of).digest() == digest_of(3)
+
+
+def test_lock_that_another_user_left_is_named(
+    run: Run, server: Server, archive: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = spec(server.source(archive))
+    lock = run.raw / f"{key(of.sources[0])}.lock"
+    opened = Path.open
+
+    def refused(path: Path, *mode: Any, **options: Any) -> Any:
+        if path == lock:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *mode, **options)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(SourceError, match=rf"{lock} may not be written\n .* another user's killed process left"):
+        run(of)
 
 
 def test_damaged_raw_file_is_fetched_again(run: Run, server: Server, archive: bytes) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import httpx
 
@@ -148,10 +149,12 @@ def _fetch(source: UrlSource | NpmSource | DebianSource, target: Path, tell: Say
 
 @contextmanager
 def alone(path: Path, tell: Say) -> Iterator[None]:
-    """Wait for other processes in a block of this lock file; the kernel ends the lock of a process that is killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Wait for other processes in a block of this lock file; the kernel ends the lock of a process that is killed.
+
+    Raises SourceFailure where the file may not be written: one that another user's killed process left.
+    """
     while True:
-        with path.open("w") as file:
+        with _lock_file(path) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -171,6 +174,18 @@ def alone(path: Path, tell: Say) -> Iterator[None]:
             finally:
                 path.unlink(missing_ok=True)
             return
+
+
+def _lock_file(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("w")
+    except PermissionError as error:
+        raise SourceFailure(
+            f"{error.filename} may not be written",
+            "If it is a lock that another user's killed process left, have it deleted; else ask for the right to write "
+            f"into {path.parent}",
+        ) from error
 
 
 @contextmanager
