@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,12 @@ def test_shards_that_do_not_fit_are_refused(tiny_prior: Prior, odd_file: Path, t
         merge(odd_file, [first], tmp_path / "out.safetensors")
     with pytest.raises(SetError, match="other settings"):
         merge(odd_file, [first, second], tmp_path / "out.safetensors")
+    one = DistilledSet.read(odd_file)
+    fewer = replace(one, images=one.images[:: one.ipc].clone(), labels=torch.arange(3), soft_labels=None, ipc=1)
+    fewer.write(tmp_path / "fewer.safetensors")
+    recover_file(odd_file, second, tiny_prior, "vae", VAEConfig(), classes=range(2, 3))
+    with pytest.raises(SetError, match=rf"fewer.* IPC 1, and .*first.* has IPC {one.ipc}: give as source what"):
+        merge(tmp_path / "fewer.safetensors", [first, second], tmp_path / "out.safetensors")
     with pytest.raises(SetError, match="classes 2:5: the set has 0:3"):
         recover_file(odd_file, first, tiny_prior, "vae", VAEConfig(), classes=range(2, 5))
 

@@ -229,6 +229,10 @@ def merge(source: str | Path, shards: Sequence[str | Path], out: str | Path, chu
             what = f"class {missing[0]!r} is missing" if missing else "classes overlap or are not the set's"
             raise SetError(f"{out}: the shards do not make up {source}: {what}")
         first, name = heads[0]
+        if first.ipc != whole.head.ipc:
+            raise SetError(
+                f"{source}: IPC {whole.head.ipc}, and {name} has IPC {first.ipc}: give as source what was recovered"
+            )
         for head, shard in heads[1:]:
             if (head.steps, head.value_range, head.ipc) != (first.steps, first.value_range, first.ipc):
                 raise SetError(f"{shard}: made by other settings, code or from another set than {name}")
