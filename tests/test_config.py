@@ -102,6 +102,7 @@ def edit(keys: str, value: Any) -> dict[str, Any]:
             {"name": "soft-rded"},
             ["teacher.protocol: labels 'teacher' of soft-rded", "labels: hard"],
         ),
+        ("students/protocol/epochs", "many", ["students.protocol.epochs: Input should be a valid integer"]),
         ("teacher", None, ["herding needs a teacher", "`network:`", "`source:`"]),
         ("teacher", {"source": "timm:resnet18"}, ["distill.herding: a teacher of timm", "give the path"]),
         ("teacher/network", "convent", ["teacher", "convnet"]),

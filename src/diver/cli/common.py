@@ -14,6 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from diver.config.base import nearest
+from diver.config.mending import place_of
 
 # The checkout that this code lies in: its configuration and its shipped prior are found from any folder.
 CHECKOUT = Path(__file__).parents[3]
@@ -50,7 +51,7 @@ def faults(error: ValidationError, option: str = "") -> str:
     lines = []
     for one in error.errors():
         given = f" (given: {one['input']})" if isinstance(one["input"], str | int | float) else ""
-        lines.append(f"{option} {'.'.join(map(str, one['loc']))}: {one['msg']}{given}".strip(" :"))
+        lines.append(f"{option} {place_of(one['loc'])}: {one['msg']}{given}".strip(" :"))
     return "; ".join(lines)
 
 

@@ -43,11 +43,16 @@ def _owner(model: type[BaseModel], location: Location) -> type[BaseModel] | None
     return current if isinstance(current, type) and issubclass(current, BaseModel) else None
 
 
+def place_of(location: Location) -> str:
+    """A fault's key, without the kinds of value that pydantic tried where several are allowed."""
+    return ".".join(str(part) for part in location if "[" not in str(part))
+
+
 def fault_lines(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """One line per fault: key, what is wrong, the nearest valid name for an unknown key."""
     lines = []
     for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"])
+        key = place_of(fault["loc"])
         several = fault.get("ctx", {}).get("error")
         if fault["type"] == "extra_forbidden":
             owner = _owner(model, fault["loc"][:-1])
