@@ -34,8 +34,9 @@ study: setup ## Run the study (CONFIG=config/default.yaml) to tables, figures an
 	@echo "report: $(RESULTS)/report.html"
 
 # By content, since DVC changes the times of what it tracks.
-SHOWN = sha256sum $(RESULTS)/report.html $(RESULTS)/tables/* $(RESULTS)/figures/* $(RESULTS)/record/*
-page: ## Write the HTML report of CONFIG's results, unless it shows these tables, figures and records already.
+SHOWN = sha256sum $(RESULTS)/report.html $(RESULTS)/tables/* $(RESULTS)/figures/* $(RESULTS)/record/* \
+  src/diver/report/captions/*
+page: ## Write the HTML report of CONFIG's results, unless it shows these tables, figures, records and captions already.
 	@$(SHOWN) 2>/dev/null | cmp --silent - $(RESULTS)/report.sha256 \
 	  || { snakemake --configfile $(CONFIG) --report $(RESULTS)/report.html && $(SHOWN) >$(RESULTS)/report.sha256; }
 

@@ -16,6 +16,9 @@ def test_page_is_made_again_when_what_it_shows_has_changed(tmp_path: Path, name:
     for shown in ("tables/table_1.csv", "figures/ladder.png", "record/provenance.html"):
         (results / shown).parent.mkdir(parents=True)
         (results / shown).write_text(shown)
+    captions = tmp_path / "src/diver/report/captions"
+    captions.mkdir(parents=True)
+    captions.joinpath("ladder.rst").write_text("says what is shown")
     (tmp_path / "mine.yaml").write_text(f"name: {name}\n")
     snakemake.parent.mkdir(parents=True)
     snakemake.write_text('#!/bin/sh\necho made >>count\necho page >"$4"\n')
@@ -31,5 +34,7 @@ def test_page_is_made_again_when_what_it_shows_has_changed(tmp_path: Path, name:
     assert [made(), made()] == [2, 2]
     (results / "record/provenance.html").write_text("other code")
     assert [made(), made()] == [3, 3]
+    captions.joinpath("ladder.rst").write_text("says more")
+    assert [made(), made()] == [4, 4]
     (results / "figures/ladder.png").touch()
-    assert made() == 3
+    assert made() == 4
