@@ -226,8 +226,9 @@ def experts_file(wildcards):
 
 
 def released_file(wildcards):
-    """The file of a released set as an input, or nothing."""
-    return here([stage1_settings(wildcards).get("path")])
+    """The files of a released set as inputs, or nothing. Of a folder Snakemake would see only what is added to it."""
+    path = stage1_settings(wildcards).get("path")
+    return here(cells.released_files(path)) if path else []
 
 
 def departures():

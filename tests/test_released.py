@@ -21,7 +21,7 @@ from diver.report.forms import to_csv, to_html, to_markdown, to_tex
 from diver.report.recorded import compare_recorded, recorded_accuracies
 from diver.report.sweeps import sweeps
 from diver.sets import DistilledSet, SetError, Step
-from diver.study import SetCell
+from diver.study import SetCell, released_files
 
 
 @pytest.fixture
@@ -162,3 +162,16 @@ def test_subsets_name_classes_of_imagenet() -> None:
     squawk = class_ids(subsets()["imagesquawk"], None, 1000, None, "DiT")
     assert squawk == [84, 130, 88, 144, 145, 22, 96, 9, 100, 89]
     assert "pineapple" in describe(subsets()["imagefruit"][0]) and describe("hot_dog") == "hot dog"
+
+
+def test_released_set_is_all_that_is_read_for_it(tmp_path: Path) -> None:
+    names = ["a/0.png", "b/1.png", "meta.json", ".hidden/0.png", "images_zca_best.pt", "labels_best.pt", "lr_best.pt"]
+    for name in [*names, "labels_9.pt", "res.pt"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    of_folder = [str(file.relative_to(tmp_path)) for file in released_files(str(tmp_path))]
+    assert of_folder == sorted({*names, "labels_9.pt", "res.pt"} - {".hidden/0.png"})
+    of_images = [file.name for file in released_files(f"{tmp_path}/images_zca_best.pt")]
+    assert of_images == ["images_zca_best.pt", "labels_best.pt", "lr_best.pt", "meta.json"]
+    assert [file.name for file in released_files(f"{tmp_path}/res.pt")] == ["res.pt"]
+    assert [file.name for file in released_files(f"{tmp_path}/not-here.pt")] == ["not-here.pt"]

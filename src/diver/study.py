@@ -1,5 +1,6 @@
 """Expands a study into its cells and gives each its path; the only place that knows the layout of `results/`."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,6 +206,17 @@ def prior_files(study: Study, dataset: str) -> list[Path]:
     made = study.prior.source in ("shipped", "trained")
     files = [path / name for name in PRIOR_FILES] if made else _local_files(path)
     return files + (_local_files(Path(study.prior.autoencoder)) if study.prior.autoencoder else [])
+
+
+def released_files(path: str) -> list[Path]:
+    """Files that a released set is read from: those of its folder that are not hidden, or one and what is beside it."""
+    given = Path(path)
+    if given.is_dir():
+        parts = ((file, file.relative_to(given).parts) for file in given.rglob("*") if file.is_file())
+        return sorted(file for file, names in parts if not any(name.startswith(".") for name in names))
+    beside = [re.sub(r"images(_zca)?", part, given.name) for part in ("labels", "soft", "lr")] + ["meta.json"]
+    found = map(given.with_name, beside) if "images" in given.name else ()
+    return [given, *(file for file in found if file.is_file())]
 
 
 def _local_files(path: Path) -> list[Path]:

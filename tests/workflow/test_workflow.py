@@ -166,6 +166,30 @@ def test_every_stage1_method_and_the_table_of_published_accuracies(finished: Pat
     assert planned["distill_set"] == 1 and "train_experts" not in planned
 
 
+def test_a_changed_picture_of_a_released_folder_is_seen(finished: Path) -> None:
+    from PIL import Image
+
+    from diver.data.spec import load_dataset_spec
+
+    classes = load_dataset_spec(finished / "config/datasets/cifar10-slice.yaml").classes
+    pictures = [finished / "released" / name / "0.png" for name in classes]
+    for path in pictures:
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(path)
+    study = yaml.safe_load((finished / "config/test.yaml").read_text())
+    released = {"label": "R", "method": "released", "settings": {"path": str(finished / "released")}}
+    study.update(name="test-folder", ipc=[1], distill={"r": released}, recover={}, report={})
+    study["students"]["as_published"] = {}
+    path = finished / "config/test-folder.yaml"
+    path.write_text(yaml.safe_dump(study))
+    target = "results/test-folder/distilled/cifar10-slice/ipc1/r.safetensors"
+    made = run(finished, target, study=str(path))
+    assert made.returncode == 0, made.stdout[-3000:] + made.stderr[-6000:]
+    assert jobs(run(finished, target, "--dry-run", study=str(path))) == {}
+    Image.new("RGB", (32, 32), "red").save(pictures[3])
+    assert jobs(run(finished, target, "--dry-run", study=str(path)))["distill_set"] == 1
+
+
 def test_released_set_is_recovered_in_shards_and_swept(finished: Path) -> None:
     """The same stage-1 images as a released file: recovered by two jobs a set, with a sweep, to its table."""
     from diver.sets import DistilledSet
