@@ -1,3 +1,7 @@
+# In MB. A resource and no parameter, since a change of it changes no student.
+STUDENT_MEMORY = round(STUDY.students.memory_gb * 1024)
+
+
 rule train_teacher:
     input:
         prepared="data/prepared/{dataset}.safetensors",
@@ -70,6 +74,7 @@ rule train_students:
     threads: STUDY.students.threads
     resources:
         gpu=STUDY.gpus,
+        student_memory=STUDENT_MEMORY,
     params:
         study=STUDY.name,
         protocol=protocol_settings,
@@ -77,7 +82,6 @@ rule train_students:
         source=answering(teacher_source),
         architectures=student_architectures,
         seeds=student_seeds,
-        memory_gb=STUDY.students.memory_gb,
         checkpoints=f"{RESULTS}/checkpoints/students/{{dataset}}/ipc{{ipc}}/{{stage1}}/{{set}}/{{scale}}/{{group}}",
         prior=lambda wildcards: "" if wildcards.set == NONE else prior_source(wildcards),
         code=code("train_students"),
@@ -101,12 +105,12 @@ rule train_on_all_images:
     threads: STUDY.students.threads
     resources:
         gpu=STUDY.gpus,
+        student_memory=STUDENT_MEMORY,
     params:
         study=STUDY.name,
         full=STUDY.students.full_data.model_dump(mode="json") if STUDY.students.full_data else None,
         architectures=student_architectures,
         seeds=student_seeds,
-        memory_gb=STUDY.students.memory_gb,
         checkpoints=f"{RESULTS}/checkpoints/students/{{dataset}}/{cells.FULL}/{{group}}",
         code=code("train_on_all_images"),
     message:

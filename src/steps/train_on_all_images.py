@@ -26,7 +26,7 @@ with step_log(
             full.learning_rate.get(name),
             lambda done, total, note, name=name: progress(done, total, f"{note} of {name},"),
             workers=snakemake.threads,
-            memory_gb=params.memory_gb,
+            memory_gb=snakemake.resources.student_memory / 1024,
             checkpoints=Path(params.checkpoints) / name,
             device=best_device(),
         )

@@ -49,7 +49,7 @@ with step_log(snakemake.log[0], snakemake.threads, label, snakemake.resources.gp
             teacher=teacher,
             replay=replay,
             workers=snakemake.threads,
-            memory_gb=params.memory_gb,
+            memory_gb=snakemake.resources.student_memory / 1024,
             checkpoints=Path(params.checkpoints) / name,
             device=best_device(),
         )

@@ -83,12 +83,13 @@ def test_a_job_for_each_network_is_planned_where_a_study_asks_for_it(finished: P
     assert not planned.keys() & {"distill_set", "recover_set"}
 
 
-def test_a_changed_name_in_tables_retrains_nothing(finished: Path) -> None:
+def test_a_changed_name_in_tables_and_bound_on_memory_retrain_nothing(finished: Path) -> None:
     config = finished / "config/test.yaml"
     original = config.read_text()
     study = yaml.safe_load(original)
     for architecture in study["students"]["architectures"].values():
         architecture["label"] += " renamed"
+    study["students"]["memory_gb"] = 2.5
     config.write_text(yaml.safe_dump(study, sort_keys=False))
     try:
         planned = jobs(run(finished, "--dry-run"))
