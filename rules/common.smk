@@ -41,7 +41,8 @@ def only_planned():
 
 NO_RUN = ("dryrun", "touch", "lint", "dag", "rulegraph", "filegraph", "d3dag", "summary", "detailed_summary", "report")
 NO_RUN += ("list_rules", "list_target_rules", "list_changes", "list_input_changes", "list_params_changes", "unlock")
-NO_RUN += ("cleanup_metadata", "delete_all_output", "archive", "print_compilation", "list_code_changes")
+NO_RUN += ("cleanup_metadata", "delete_all_output", "archive", "print_compilation", "list_untracked", "containerize")
+NO_RUN += ("list_conda_envs", "conda_create_envs_only", "conda_cleanup_envs")
 GIVEN = " and ".join(map(str, workflow.configfiles)) or "the configuration"
 PLANNING = only_planned()
 # Files that are not here may be in the bucket, and a pod has none but those of its inputs.

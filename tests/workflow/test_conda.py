@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conda_stand_in import ACTIVATE
 from running import ROOT
-from tiny import call, copy_tiny, executed, snakemake
+from tiny import call, copy_tiny, executed, replace_in, snakemake
 
 
 def install_conda(folder: Path) -> Path:
@@ -40,6 +40,8 @@ def test_steps_run_in_their_environments(conda: str, tmp_path: Path) -> None:
     made = snakemake(folder, "distill", "--sdm", "conda", before=conda)
     assert "Activating conda environment" in made
     assert executed(folder) == {"prepare_data": 1, "distill_set": 1}
+    # Environments are made and listed also where the study's files are not.
+    replace_in(folder / "config/tiny.yaml", "report: {", "report: {published: data/not-here.csv, ")
     snakemake(folder, "--sdm", "conda", "--conda-create-envs-only", before=conda)
     assert executed(folder) == {}
     listed = [
