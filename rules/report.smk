@@ -371,7 +371,8 @@ if STUDY.report.tables:
 
 
 # A table by itself, from the students that there are: with no output, no benchmark and no student as input, asking for
-# it always makes it again and never trains anything.
+# it always makes it again and never trains anything. Its files are not those of the study's own table, which nothing
+# would make again after it.
 for TABLE in PAPER_TABLES:
 
     rule:
@@ -386,11 +387,11 @@ for TABLE in PAPER_TABLES:
         params:
             names=display_names(),
             tables={TABLE: PAPER_TABLES[TABLE]},
-            folder=f"{RESULTS}/tables",
+            folder=f"{RESULTS}/so_far",
             students=students_so_far,
             code=code("make_paper_tables"),
         message:
-            f"report: {TABLE} from the students so far"
+            f"report: {TABLE} from the students so far, into {RESULTS}/so_far"
         script:
             "../src/steps/make_paper_tables.py"
 
