@@ -98,7 +98,7 @@ if NATIVE:
             conda:
                 "../envs/report.yaml"
             params:
-                labels=[title for title, _ in INVERTED],
+                labels=lambda wildcards: [title for title, _ in INVERTED],
                 code=code("draw_normality"),
             message:
                 "native: normality of the inverted classes by timestep"
@@ -302,7 +302,7 @@ if NATIVE:
         conda:
             "../envs/report.yaml"
         params:
-            labels=[title for title, _ in PICTURED],
+            labels=lambda wildcards: [title for title, _ in PICTURED],
             code=code("draw_gallery"),
         message:
             "report: pictures of all systems' sets"

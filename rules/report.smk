@@ -122,7 +122,7 @@ if GALLERY:
         conda:
             "../envs/report.yaml"
         params:
-            labels=[title for title, _ in GALLERY],
+            labels=lambda wildcards: [title for title, _ in GALLERY],
             code=code("draw_gallery"),
         message:
             "report: gallery"
@@ -150,7 +150,7 @@ if VAE_GALLERY:
         conda:
             "../envs/report.yaml"
         params:
-            labels=[title for title, _ in VAE_GALLERY],
+            labels=lambda wildcards: [title for title, _ in VAE_GALLERY],
             code=code("draw_gallery"),
         message:
             "report: gallery of the autoencoder alone"
@@ -349,7 +349,7 @@ if STUDY.report.tables:
                     f"{RESULTS}/tables/{name}.html",
                     caption="../src/diver/report/captions/paper_table.rst",
                     category="Tables",
-                    labels={"table": f"{name.replace('_', ' ').capitalize()}: {table['title']}"},
+                    labels={"table": f"{name.replace('_', ' ').capitalize()}: {no_wildcards(table['title'])}"},
                 )
                 for name, table in PAPER_TABLES.items()
             ],
