@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import tarfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, get_args
@@ -391,6 +392,15 @@ def test_ncfm_subset_with_another_class_is_remarked_on(tmp_path: Path) -> None:
     torch.save([torch.rand(10, 3, 4, 4), torch.arange(10)], tmp_path / "data_1.pt")
     found = import_set(tmp_path / "data_1.pt", "imagefruit", fruit, IMAGENET)
     assert said(found, f"has n07760859 where imagefruit here has {fruit[9]}") and "n07760859" not in fruit
+
+
+def test_a_saved_file_that_is_named_as_an_archive_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "set.pth.tar"
+    torch.save([torch.rand(6, 3, 4, 4), HARD], path)
+    assert read(path).form == "ncfm"
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        archive.add(path, "set.pt")
+    assert "an archive: unpack it" in refusal(tmp_path / "set.tar")
 
 
 def test_ncfm_folder_without_a_save_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A reader for each form in which sets are released, and which form a path is of."""
 
 import re
+import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -178,7 +179,9 @@ def refuse_unread(path: Path) -> None:
             f"{path}: a file of NumPy, not read: put its images [N, C, H, W] and labels [N] into a folder with "
             "torch.save, as images_best.pt and labels_best.pt, and give the folder"
         )
-    if path.suffix in (".zip", ".tar", ".gz", ".tgz") and path.is_file():
+    archive = path.suffix in (".zip", ".tar", ".gz", ".tgz") and path.is_file()
+    # What torch.save wrote may be named .pth.tar.
+    if archive and (path.suffix != ".tar" or tarfile.is_tarfile(path)):
         raise SetError(f"{path}: an archive: unpack it and give the file or folder that was in it")
     tables = [path] if path.suffix == ".parquet" else [*path.glob("*.parquet"), *path.glob("data/*.parquet")]
     # A table may also lie beside the folders of images.
