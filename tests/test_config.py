@@ -561,6 +561,18 @@ def test_datasets_that_the_prior_does_not_fit_are_refused_before_anything_is_mad
         assert words in str(refused.value)
 
 
+def test_a_prior_need_not_fit_a_dataset_without_sets_of_it() -> None:
+    content = {**raw(), "datasets": ["cifar10", "fashion-mnist"]}
+    content["prior"] = {**content.get("prior", {}), "source": "data/shipped/cifar10-prior"}
+    content["distill"] = {name: content["distill"][name] for name in ("random", "dm")}
+    content["report"] = {}
+    with pytest.raises(ConfigError, match="takes images of 3 channels, and fashion-mnist has 1"):
+        check_study(content, "study.yaml", ROOT, planning=True)
+    for entry in content["recover"].values():
+        entry["datasets"] = ["cifar10"]
+    check_study(content, "study.yaml", ROOT, planning=True)
+
+
 def test_soft_labels_that_no_method_of_the_study_makes_are_refused() -> None:
     content = edit("students/protocol/labels", "soft")
     with pytest.raises(

@@ -24,7 +24,7 @@ from diver.config.study import NONE, Study, examine, refusal
 from diver.config.text import ATTRIBUTES, MODEL
 from diver.data.spec import DatasetSpec, FolderSource, SpecError, load_dataset_spec
 from diver.prior.classes import IMAGENET, WNID, class_ids, labels_of
-from diver.study import native_entries, prepared_path, prior_path
+from diver.study import native_entries, prepared_path, prior_path, set_cells
 
 SPECS = Path("config/datasets")
 # Values of a stage-1 method's network that are no file.
@@ -103,7 +103,7 @@ def _faults(study: Study, datasets: dict[str, DatasetSpec], root: Path) -> Itera
                 "prior.classifier: it judges images of {} classes, {} channels and {} pixels, and those of {} have "
                 "{}, {} and {}; leave it out".format(*JUDGED, name, *images)
             )
-        asked = study.recover or native_entries(study)
+        asked = _asks_prior(study, name)
         if asked and study.prior.source == "shipped" and not (root / f"data/shipped/{name}-prior").is_dir():
             yield (
                 f"prior.source: none is shipped for {name}; name a directory or a hub's (facebook/DiT-XL-2-256 for "
@@ -144,6 +144,12 @@ def _faults(study: Study, datasets: dict[str, DatasetSpec], root: Path) -> Itera
                     f"{study.prior.source} has none; set settings: {{sg_sigma: posterior}}, or take a DiT as "
                     "prior.source"
                 )
+
+
+def _asks_prior(study: Study, dataset: str) -> bool:
+    """Whether some set of a dataset is recovered, or made by a prior."""
+    natives = native_entries(study)
+    return any(cell.dataset == dataset and (cell.stage2 != NONE or cell.stage1 in natives) for cell in set_cells(study))
 
 
 def _prior_faults(key: str, settings: dict[str, Any], study: Study, spec: DatasetSpec, root: Path) -> Iterator[str]:
